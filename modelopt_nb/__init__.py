@@ -1,0 +1,41 @@
+"""modelopt_nb: quantize diffusion models with NVIDIA ModelOpt, and see what it does to the pictures.
+
+Names are loaded at first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "QUANT_TYPES": "config",
+    "make_config": "config",
+    "Report": "quantization",
+    "dequantized": "quantization",
+    "quantize": "quantization",
+    "WeightBytes": "memory",
+    "peak_memory": "memory",
+    "weight_bytes": "memory",
+    "load_pipeline": "pipeline",
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "psnr": "metrics",
+    "ssim": "metrics",
+    "plot_difference": "plots",
+    "plot_grid": "plots",
+    "plot_quality": "plots",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

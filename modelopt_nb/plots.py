@@ -1,0 +1,116 @@
+"""You look at it: figures of a comparison. Nothing here quantizes or draws anew."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from modelopt_nb.comparison import Comparison, Variant
+
+#: One colour and one marker for each quant type, in every notebook.
+STYLE: dict[str, tuple[str, str]] = {
+    "dense": ("#333333", "*"),
+    "FP8": ("#0072b2", "o"),
+    "INT8": ("#e69f00", "s"),
+    "INT4": ("#d55e00", "D"),
+    "NF4": ("#009e73", "^"),
+    "NVFP4": ("#cc79a7", "v"),
+}
+CELL = 1.7  # inches, side of a picture in a figure
+
+
+def style(variant: Variant) -> tuple[str, str]:
+    """Colour and marker of a variant, by the type of its weights."""
+    kind = variant.report.quant_type.split("_")[0] if variant.report else "dense"
+    return STYLE.get(kind, ("#777777", "x"))
+
+
+def frame_of(picture: np.ndarray) -> np.ndarray:
+    """The picture itself, or the middle frame of a video."""
+    return picture[len(picture) // 2] if picture.ndim == 4 else picture
+
+
+def _canvas(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.6 + CELL * columns, 0.5 + (CELL + 0.18) * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_linewidth(0.4)
+    return figure, axes
+
+
+def _row_label(ax: Axes, prompt: str) -> None:
+    import textwrap
+
+    ax.set_ylabel("\n".join(textwrap.wrap(prompt, 20)), fontsize=7)
+
+
+def _db(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.1f} dB" if values else "the reference"
+
+
+def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
+    """Pictures side by side: a row a prompt, a column a variant, dense first; MiB and PSNR in the captions."""
+    prompts, variants = comparison.prompts[:rows], comparison.variants
+    figure, axes = _canvas(len(prompts), len(variants))
+    for column, variant in enumerate(variants):
+        axes[0, column].set_title(f"{variant.name}\n{variant.weights.mib:.1f} MiB, {_db(variant.psnr)}", fontsize=8)
+        for row, prompt in enumerate(prompts):
+            ax = axes[row, column]
+            ax.imshow(frame_of(variant.images[row]))
+            if variant.psnr:
+                ax.set_xlabel(f"{variant.psnr[row]:.1f} dB", fontsize=6, labelpad=2)
+            if column == 0:
+                _row_label(ax, prompt)
+    return figure
+
+
+def plot_difference(comparison: Comparison, row: int = 0, gain: float = 5.0) -> Figure:
+    """One prompt's pictures and, below them, their difference from dense, ``gain`` times amplified around grey."""
+    variants = comparison.variants
+    figure, axes = _canvas(2, len(variants))
+    dense = frame_of(variants[0].images[row]).astype(np.float32)
+    for column, variant in enumerate(variants):
+        picture = frame_of(variant.images[row])
+        difference = np.clip(128 + gain * (picture.astype(np.float32) - dense), 0, 255).astype(np.uint8)
+        axes[0, column].set_title(variant.name, fontsize=8)
+        axes[0, column].imshow(picture)
+        axes[1, column].imshow(difference)
+        if variant.psnr:
+            axes[1, column].set_xlabel(f"{variant.psnr[row]:.1f} dB", fontsize=6, labelpad=2)
+    _row_label(axes[0, 0], comparison.prompts[row])
+    _row_label(axes[1, 0], f"difference from dense, x{gain:g}")
+    return figure
+
+
+def plot_quality(comparison: Comparison) -> Figure:
+    """PSNR against the component's MiB, a point a variant, with the dense size as a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
+    ax = figure.subplots()
+    ax.axvline(comparison.variants[0].weights.mib, color=STYLE["dense"][0], linestyle="--", linewidth=1, label="dense")
+    for variant in comparison.variants[1:]:
+        colour, marker = style(variant)
+        low, mean, high = min(variant.psnr), statistics.fmean(variant.psnr), max(variant.psnr)
+        bars = [[mean - low], [high - mean]]
+        ax.errorbar(
+            variant.weights.mib, mean, bars, color=colour, marker=marker, markersize=7, capsize=3, label=variant.name
+        )
+    ax.set_xlabel(f"{comparison.component} weights, MiB (scales included)")
+    ax.set_ylabel("PSNR against dense, dB")
+    ax.set_title("Quality against bytes: mean, with the worst and best prompt", fontsize=10)
+    ax.set_xlim(left=0)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return figure
