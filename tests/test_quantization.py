@@ -1,0 +1,170 @@
+import pytest
+import torch
+from conftest import ALL_TYPES
+
+from modelopt_nb import dequantized, make_config, quantize, weight_bytes
+from modelopt_nb.quantization import plan
+from modelopt_nb.upstream import is_packed
+
+BLOCK = {"channel_quantize": -1, "block_quantize": 32}
+SCHEMES = {
+    "FP8": {},
+    "FP8 channel": {"channel_quantize": 0},
+    "FP8 block": BLOCK,
+    "INT8": {},
+    "INT8 channel": {"channel_quantize": 0},
+    "INT8 block": BLOCK,
+    "INT4": {},
+    "INT4 block": BLOCK,
+    "NF4": {},
+    "NF4 double block": BLOCK | {"scale_channel_quantize": -1, "scale_block_quantize": 8},
+    "NVFP4": {},
+    "NVFP4 block": BLOCK,
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_packs_runs_and_agrees(scheme, transformer, inputs):
+    config = make_config(scheme.split()[0], **SCHEMES[scheme])
+    with torch.no_grad():
+        dense = transformer(**inputs).sample
+    expected, _ = plan(transformer, config)
+    report = quantize(transformer, config)
+    with torch.no_grad():
+        packed = transformer(**inputs).sample
+    assert 0 < (packed - dense).norm() / dense.norm() < 0.1
+    # what it takes is what the arithmetic says, layer by layer, and what the model really holds
+    assert [x.after for x in report.layers] == [x.after for x in expected]
+    assert report.after == weight_bytes(transformer)
+    assert report.after.total < report.before.total
+    saved = sum(x.before - x.after for x in report.layers)
+    assert report.before.total - report.after.total == saved
+    assert report.packed_of_bf16 <= (0.57 if config.quant_type in ("FP8", "INT8") else 0.32)
+
+
+@pytest.mark.parametrize("quant_type", ALL_TYPES)
+def test_default_schemes_are_small(quant_type, transformer):
+    report = quantize(transformer, make_config(quant_type))
+    assert report.packed_of_bf16 <= (0.53 if quant_type in ("FP8", "INT8") else 0.32)
+
+
+@pytest.mark.parametrize("quant_type", ALL_TYPES)
+def test_packed_and_dequantized_once_are_bit_identical(quant_type, transformer, inputs):
+    quantize(transformer, make_config(quant_type))
+    before = weight_bytes(transformer)
+    with torch.no_grad():
+        packed = transformer(**inputs).sample
+        with dequantized(transformer) as dense:
+            assert not any(is_packed(m) for m in dense.modules())
+            assert torch.equal(dense(**inputs).sample, packed)
+        assert torch.equal(transformer(**inputs).sample, packed)
+    assert weight_bytes(transformer) == before
+
+
+@pytest.mark.parametrize("quant_type", ["FP8_INT8", "INT8_FP8", "INT8_INT8", "INT4_INT8"])
+def test_activations_are_calibrated_by_the_loop(quant_type, transformer, inputs):
+    calls = []
+    config = make_config(quant_type, forward_loop=lambda model: calls.append(model(**inputs)))
+    with torch.no_grad():
+        dense = transformer(**inputs).sample
+        quantize(transformer, config)
+        error = (transformer(**inputs).sample - dense).norm() / dense.norm()
+    assert len(calls) == 1
+    assert 0 < error < 0.15
+    assert transformer.get_submodule("transformer_blocks.0.attn1.to_q").input_quantizer.amax is not None
+
+
+def test_reasons_for_staying_dense(transformer):
+    report = quantize(transformer, make_config("INT4", modules_to_not_convert="attn2.to_k"))
+    reasons = report.frame["reason"]
+    assert reasons["transformer_blocks.0.attn2.to_k"] == "modules_to_not_convert: attn2.to_k"
+    assert "kernel's width, 1" in reasons["transformer_blocks.0.ff.conv_inverted"]
+    assert "*proj_out.*" in reasons["proj_out"]
+    assert reasons["transformer_blocks.0.attn1.to_q"] == ""
+    assert "attn2.to_k" in str(report)
+
+
+def test_convolutions_pack_in_eight_bits_unless_disabled(transformer):
+    assert plan(transformer, make_config("INT8"))[0][0].packed
+    layers, _ = plan(transformer, make_config("INT8", disable_conv_quantization=True))
+    dense = [x for x in layers if x.reason == "disable_conv_quantization"]
+    assert {x.kind for x in dense} == {"Conv2d"}
+    assert len(dense) == 4
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        torch.nn.Conv1d(8, 8, 3),
+        torch.nn.Conv2d(8, 8, 3),
+        torch.nn.Conv3d(8, 8, 3),
+        torch.nn.ConvTranspose1d(8, 8, 3),
+        torch.nn.ConvTranspose2d(8, 8, 3),
+        torch.nn.ConvTranspose3d(8, 8, 3),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+def test_every_convolution_class(convolution):
+    model = torch.nn.Sequential(torch.nn.Linear(128, 128), convolution)
+    layers, _ = plan(model, make_config("FP8", disable_conv_quantization=True))
+    assert [x.packed for x in layers] == [True, False]
+    x = torch.randn(2, 8, *[6] * (convolution.weight.dim() - 2))
+    dense = convolution(x)
+    report = quantize(model, make_config("FP8"))
+    assert all(x.packed for x in report.layers)
+    assert (model[1](x) - dense).norm() / dense.norm() < 0.05
+
+
+def test_a_layer_that_would_grow_stays_dense():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 2), torch.nn.Linear(64, 256))
+    config = make_config(
+        "NF4", channel_quantize=-1, block_quantize=64, scale_channel_quantize=-1, scale_block_quantize=1024
+    )
+    report = quantize(model, config)
+    assert [x.packed for x in report.layers] == [False, True]
+    assert "would not shrink" in report.layers[0].reason
+
+
+def test_a_layer_that_blocks_do_not_divide_stays_dense():
+    model = torch.nn.Sequential(torch.nn.Linear(100, 8), torch.nn.Linear(128, 8))
+    report = quantize(model, make_config("INT4"))
+    assert "100, is not a multiple of the block size 128" in report.layers[0].reason
+    assert report.layers[1].packed
+
+
+def test_bad_input_leaves_the_model_alone(transformer):
+    before = {name: p.clone() for name, p in transformer.named_parameters()}
+    with pytest.raises(ValueError, match="'attn9'.*matches no layer.*Nearest: attn"):
+        quantize(transformer, make_config("FP8", modules_to_not_convert="attn9"))
+    with pytest.raises(ValueError, match="would pack no layer"):
+        quantize(transformer, make_config("FP8", modules_to_not_convert=["transformer_blocks", "*"]))
+    with pytest.raises(TypeError, match="config='FP8'"):
+        quantize(transformer, "FP8")
+    assert all(torch.equal(before[name], p) for name, p in transformer.named_parameters())
+
+
+def test_nothing_to_quantize():
+    with pytest.raises(ValueError, match="LayerNorm has nothing to quantize"):
+        quantize(torch.nn.LayerNorm(4), make_config("FP8"))
+
+
+def test_not_twice(transformer):
+    quantize(transformer, make_config("FP8"))
+    with pytest.raises(ValueError, match="quantized already"):
+        quantize(transformer, make_config("INT8"))
+
+
+def test_modelopt_is_quiet(transformer, capsys):
+    quantize(transformer, make_config("FP8"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("quant_type", ALL_TYPES)
+def test_packs_and_runs_on_cuda(quant_type, transformer, inputs):
+    transformer.cuda()
+    inputs = {name: x.cuda() for name, x in inputs.items()}
+    with torch.no_grad():
+        dense = transformer(**inputs).sample
+        quantize(transformer, make_config(quant_type))
+        assert (transformer(**inputs).sample - dense).norm() / dense.norm() < 0.1
