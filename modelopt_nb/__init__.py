@@ -12,10 +12,16 @@ __version__ = "0.1.0"
 
 _HOME = {
     "QUANT_TYPES": "config",
+    "SCHEMES": "config",
     "make_config": "config",
+    "enable": "upstream",
+    "doctor": "checkup",
+    "try_scheme": "checkup",
     "Report": "quantization",
     "dequantized": "quantization",
     "quantize": "quantization",
+    "representable_values": "quantization",
+    "weight_errors": "quantization",
     "WeightBytes": "memory",
     "peak_memory": "memory",
     "weight_bytes": "memory",
@@ -25,6 +31,8 @@ _HOME = {
     "psnr": "metrics",
     "ssim": "metrics",
     "plot_difference": "plots",
+    "plot_errors": "plots",
+    "plot_format": "plots",
     "plot_grid": "plots",
     "plot_quality": "plots",
 }

@@ -51,16 +51,21 @@ QUANT_TYPES: dict[str, QuantType] = {
 }
 
 
+#: Bytes of one element, by the name of its dtype.
+ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1, "uint8": 1}
+
+
 @dataclass(frozen=True)
 class WeightSpec:
     """How one layer's weight is packed, read from the ``cfg`` of a ModelOpt quantizer entry.
 
-    ``axis`` is the channel axis (None: one scale a tensor), ``block`` the block size along the last axis.
+    ``axis`` is the channel axis (None: one scale a tensor); ``block`` is the block size along ``block_axis``.
     """
 
     num_bits: int | tuple[int, int]
     axis: int | None
     block: int | None
+    block_axis: int
     scale_bits: int | tuple[int, int] | None
     scale_block: int | None
 
@@ -72,35 +77,60 @@ class WeightSpec:
             num_bits=cfg.get("num_bits", 8),
             axis=cfg.get("axis"),
             block=blocks[axes[0]] if axes else None,
+            block_axis=axes[0] if axes else -1,
             scale_bits=blocks.get("scale_bits"),
             scale_block=next(iter((blocks.get("scale_block_sizes") or {}).values()), None),
         )
 
-    def packed_bytes(self, shape: tuple[int, ...], scale_itemsize: int = 4) -> int:
-        """The bytes that a weight of ``shape`` takes when packed: weights, scales and double scales.
+    def packed_tensors(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of every tensor that a packed weight of ``shape`` and ``dtype`` is made of, by name.
 
-        ``scale_itemsize`` is the bytes of one plain scale, which has the dtype of the weights.
+        ``weight`` holds the weights, ``_scale``, ``_double_scale`` and ``_scale_zeros`` are the quantizer's buffers.
         """
-        numel = math.prod(shape)
-        bits = self.num_bits if isinstance(self.num_bits, int) else 1 + sum(self.num_bits)
-        if self.block is None:
-            scales = 1 if self.axis is None else shape[self.axis]
-            return numel * bits // 8 + scales * scale_itemsize
-        blocks = numel // self.block
-        if self.scale_bits == 8:  # NF4: int8 scales in padded rows, a double scale a row, one zero point
-            rows = math.ceil(blocks / self.scale_block)
-            return numel * bits // 8 + rows * self.scale_block + (rows + 1) * scale_itemsize
-        if self.scale_bits == (4, 3):  # NVFP4: float8 scales, one float32 double scale
-            return numel * bits // 8 + blocks + 4
-        return numel * bits // 8 + blocks * scale_itemsize
+        if self.num_bits == 4 and self.scale_bits == 8:  # NF4: int8 scales in padded rows, a double scale a row
+            rows = math.ceil(math.prod(shape) / self.block / self.scale_block)
+            return {
+                "weight": ((math.prod(shape) // 2,), "uint8"),
+                "_scale": ((rows, self.scale_block), "int8"),
+                "_double_scale": ((rows,), dtype),
+                "_scale_zeros": ((), dtype),
+            }
+        halved = (*shape[:-1], shape[-1] // 2)
+        if self.num_bits == 4:
+            return {"weight": (halved, "uint8"), "_scale": ((math.prod(shape) // self.block, 1), dtype)}
+        scales = [1] * len(shape)
+        if self.block is not None:
+            scales = list(shape)
+            scales[self.block_axis] //= self.block
+        elif self.axis is not None:
+            scales[self.axis] = shape[self.axis]
+        if self.num_bits == (2, 1):
+            return {
+                "weight": (halved, "uint8"),
+                "_scale": (tuple(scales), "float8_e4m3fn"),
+                "_double_scale": ((), "float32"),
+            }
+        per_tensor = self.block is None and self.axis is None
+        return {
+            "weight": (tuple(shape), "int8" if self.num_bits == 8 else "float8_e4m3fn"),
+            "_scale": (() if per_tensor else tuple(scales), dtype),
+        }
 
-    def why_not(self, shape: tuple[int, ...], itemsize: int) -> str | None:
-        """Why a weight of ``shape`` (``itemsize`` bytes an element) stays dense, or None where it can be packed."""
-        if self.block is not None and len(shape) > 2:
-            return f"a convolution: blocks run along its kernel's width, {shape[-1]}"
-        if self.block is not None and shape[-1] % self.block:
-            return f"its last axis, {shape[-1]}, is not a multiple of the block size {self.block}"
-        dense, packed = math.prod(shape) * itemsize, self.packed_bytes(shape, itemsize)
+    def packed_bytes(self, shape: tuple[int, ...], dtype: str = "float32") -> int:
+        """The bytes that a weight takes when packed: weights, scales and double scales."""
+        tensors = self.packed_tensors(shape, dtype).values()
+        return sum(math.prod(size) * ITEMSIZE[kind] for size, kind in tensors)
+
+    def why_not(self, shape: tuple[int, ...], dtype: str = "float32") -> str | None:
+        """Why a weight of ``shape`` and ``dtype`` stays dense, or None where it can be packed."""
+        axis = self.block_axis if self.block is not None else self.axis or 0
+        if not -len(shape) <= axis < len(shape):
+            return f"it has no axis {axis}"
+        if self.block is not None and shape[axis] % self.block:
+            if len(shape) > 2 and axis == -1:
+                return f"a convolution: blocks of {self.block} run along its kernel's width, {shape[-1]}"
+            return f"its axis {axis}, {shape[axis]}, is not a multiple of the block size {self.block}"
+        dense, packed = math.prod(shape) * ITEMSIZE[dtype], self.packed_bytes(shape, dtype)
         if packed >= dense:
             return f"it would not shrink: {dense} bytes dense, {packed} packed"
         return None
@@ -134,66 +164,81 @@ def _check_axis(name: str, value: Any, allowed: tuple[int, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not supported here. Allowed: {', '.join(map(str, allowed))} or None")
 
 
-def weight_cfg(
-    weights: QuantType,
-    channel_quantize: int | None,
-    block_quantize: int | None,
-    scale_channel_quantize: int | None,
-    scale_block_quantize: int | None,
-) -> dict[str, Any]:
-    """The ``cfg`` of ModelOpt's weight quantizer, after checking that the four arguments fit the type and each other."""
-    _check_size("block_quantize", block_quantize)
-    _check_size("scale_block_quantize", scale_block_quantize)
-    blocked = weights.needs_block or block_quantize is not None
-    _check_axis("channel_quantize", channel_quantize, (-1,) if blocked else (0,))
-    if block_quantize is not None and channel_quantize is None:
-        raise ValueError(
-            f"block_quantize={block_quantize} needs channel_quantize=-1, the axis that its blocks run along"
-        )
-    scales = {"scale_channel_quantize": scale_channel_quantize, "scale_block_quantize": scale_block_quantize}
-    if weights.scale_block is None:
-        for name, value in scales.items():
-            if value is not None:
-                takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.scale_block)
-                raise ValueError(f"{name}={value} does not apply to {weights.name}. Allowed with: {takers}")
-    _check_axis("scale_channel_quantize", scale_channel_quantize, (-1,))
-    if scale_block_quantize is not None and block_quantize is None:
-        raise ValueError(
-            f"scale_block_quantize={scale_block_quantize} needs block_quantize, the blocks whose scales it groups"
-        )
-    if (scale_block_quantize is None) != (scale_channel_quantize is None):
-        raise ValueError(f"{scales} need each other: give both or neither")
-    for name, block in (("block_quantize", block_quantize), ("scale_block_quantize", scale_block_quantize)):
-        if weights.bits == 4 and block is not None and block % 2:
-            raise ValueError(f"{name}={block} is odd, and two {weights.name} weights share a byte. Allowed: even sizes")
+@dataclass(frozen=True)
+class Blocks:
+    """The four arguments that choose axes and block sizes, with the type's own defaults filled in."""
 
+    channel_quantize: int | None
+    block_quantize: int | None
+    scale_channel_quantize: int | None
+    scale_block_quantize: int | None
+
+
+def resolve_blocks(weights: QuantType, asked: Blocks) -> Blocks:
+    """``asked`` with the type's defaults, after checking that the arguments fit the type and each other."""
+    _check_size("block_quantize", asked.block_quantize)
+    _check_size("scale_block_quantize", asked.scale_block_quantize)
+    _check_axis("channel_quantize", asked.channel_quantize, (-1,) if weights.needs_block else (0, 1, -1))
+    _check_axis("scale_channel_quantize", asked.scale_channel_quantize, (-1,))
+    if asked.block_quantize is not None and asked.channel_quantize is None:
+        raise ValueError(
+            f"block_quantize={asked.block_quantize} needs channel_quantize, the axis that its blocks run along"
+        )
+    for name in ("scale_channel_quantize", "scale_block_quantize"):
+        value = getattr(asked, name)
+        if value is not None and weights.scale_block is None:
+            takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.scale_block)
+            raise ValueError(f"{name}={value} does not apply to {weights.name}. Allowed with: {takers}")
+        if value is not None and asked.block_quantize is None:
+            raise ValueError(f"{name}={value} needs block_quantize, the blocks whose scales it groups")
+    if (asked.scale_block_quantize is None) != (asked.scale_channel_quantize is None):
+        raise ValueError(
+            f"scale_channel_quantize={asked.scale_channel_quantize} and scale_block_quantize={asked.scale_block_quantize} "
+            "need each other: give both or neither"
+        )
+    if weights.bits == 4 and asked.block_quantize is not None and asked.block_quantize % 2:
+        raise ValueError(
+            f"block_quantize={asked.block_quantize} is odd, and two {weights.name} weights share a byte. Allowed: even sizes"
+        )
+    if not weights.needs_block:
+        return asked
+    return Blocks(
+        channel_quantize=-1,
+        block_quantize=asked.block_quantize or weights.block,
+        scale_channel_quantize=-1 if weights.scale_block else None,
+        scale_block_quantize=asked.scale_block_quantize or weights.scale_block,
+    )
+
+
+def weight_cfg(weights: QuantType, blocks: Blocks) -> dict[str, Any]:
+    """The ``cfg`` of ModelOpt's weight quantizer, from :func:`resolve_blocks`."""
     cfg: dict[str, Any] = {"num_bits": weights.num_bits}
-    if not blocked:
-        return cfg if channel_quantize is None else cfg | {"axis": channel_quantize}
-    blocks: dict[Any, Any] = {-1: block_quantize or weights.block}
+    if blocks.block_quantize is None:
+        return cfg if blocks.channel_quantize is None else cfg | {"axis": blocks.channel_quantize}
+    sizes: dict[Any, Any] = {blocks.channel_quantize: blocks.block_quantize}
     if weights.dynamic_block:
-        blocks["type"] = "dynamic"
+        sizes["type"] = "dynamic"
     if weights.scale_bits is not None:
-        blocks["scale_bits"] = weights.scale_bits
-    if weights.scale_block is not None:
-        blocks["scale_block_sizes"] = {-1: scale_block_quantize or weights.scale_block}
-    return cfg | {"block_sizes": blocks}
+        sizes["scale_bits"] = weights.scale_bits
+    if blocks.scale_block_quantize is not None:
+        sizes["scale_block_sizes"] = {blocks.scale_channel_quantize: blocks.scale_block_quantize}
+    return cfg | {"block_sizes": sizes}
 
 
-def activation_cfg(activations: QuantType, channel_quantize: int | None, block_quantize: int | None) -> dict[str, Any]:
+def activation_cfg(activations: QuantType, blocks: Blocks) -> dict[str, Any]:
     """The ``cfg`` of ModelOpt's input quantizer: one static scale a tensor unless channels or blocks are asked for.
 
-    With ``channel_quantize`` every token gets its own scale as it passes ("dynamic"), as in diffusers' config.
+    With them, every token (the first axes of an input) gets its own scale as it passes: "dynamic", as in Diffusers.
     """
     if not activations.activations:
         takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.activations)
-        raise ValueError(f"{activations.name} is for weights only. Allowed for activations: {takers}")
+        raise ValueError(f"quant_type: {activations.name} is for weights only. Allowed for activations: {takers}")
     cfg: dict[str, Any] = {"num_bits": activations.num_bits}
     if activations.needs_block:
         return cfg | {"block_sizes": {-1: activations.block, "type": "dynamic", "scale_bits": activations.scale_bits}}
-    if block_quantize is not None or channel_quantize is not None:
-        return cfg | {"type": "dynamic", "axis": None if channel_quantize is None else 0}
-    return cfg
+    if blocks.channel_quantize is None:
+        return cfg
+    return cfg | {"type": "dynamic", "block_sizes": {-1: None}}  # as ModelOpt's FP8_PER_CHANNEL_PER_TOKEN_CFG
 
 
 def excluded_modules(modules_to_not_convert: str | Iterable[str] | None) -> list[str]:
@@ -223,6 +268,74 @@ def quant_cfg(weights: Mapping[str, Any], activations: Mapping[str, Any] | None)
     return entries + [dict(entry) for entry in mtq.config._default_disabled_quantizer_cfg]
 
 
+def calibration_algorithm(algorithm: str | Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``algorithm`` and its ``arguments`` as the dict that ModelOpt takes, checked against ModelOpt's own classes.
+
+    Raises ValueError for an unknown algorithm and for an argument that it does not know or allow.
+    """
+    from modelopt.torch.quantization.config import QuantizeAlgorithmConfig
+
+    if not isinstance(algorithm, (str, Mapping)) or (isinstance(algorithm, Mapping) and "method" not in algorithm):
+        raise ValueError(f"algorithm={algorithm!r} is not one. Allowed: a name such as 'max', or a dict with 'method'")
+    chosen = {"method": algorithm} if isinstance(algorithm, str) else dict(algorithm)
+    chosen |= arguments
+    known: dict[str, type] = {}
+    classes = [QuantizeAlgorithmConfig]
+    while classes:
+        cls = classes.pop()
+        classes += cls.__subclasses__()
+        known[cls.model_fields["method"].default] = cls
+    known.pop(None, None)
+    if chosen["method"] not in known:
+        raise ValueError(
+            f"algorithm={chosen['method']!r} is not known to ModelOpt. Allowed: {', '.join(sorted(known))}"
+        )
+    cls = known[chosen["method"]]
+    for name, value in chosen.items():
+        if name not in cls.model_fields:
+            allowed = ", ".join(f for f in cls.model_fields if f != "method")
+            raise ValueError(
+                f"{name}={value!r} is not an argument of algorithm {chosen['method']!r}. Allowed: {allowed}"
+            )
+    try:
+        cls(**chosen)
+    except ValueError as error:
+        raise ValueError(
+            f"algorithm {chosen['method']!r} does not take {dict(arguments) or chosen}: {error}"
+        ) from error
+    return chosen
+
+
+def modelopt_config(
+    quant_type: str, weight_only: bool, asked: Blocks, algorithm: str | Mapping[str, Any], arguments: Mapping[str, Any]
+) -> tuple[Blocks, dict[str, Any]]:
+    """What ModelOpt takes for a quant type, and the axes and block sizes in it. Raises as :func:`make_config` does."""
+    weights, activations = split_quant_type(quant_type)
+    blocks = resolve_blocks(weights, asked)
+    chosen = calibration_algorithm(algorithm, arguments)
+    inputs = None if weight_only else activation_cfg(activations or weights, asked)
+    return blocks, {"quant_cfg": quant_cfg(weight_cfg(weights, blocks), inputs), "algorithm": chosen}
+
+
+_BLOCK = {"channel_quantize": -1, "block_quantize": 32}
+
+#: Short names for the schemes of the doc's table, and what each stands for.
+SCHEMES: dict[str, tuple[str, dict[str, int]]] = {
+    "FP8": ("FP8", {}),
+    "FP8 channel": ("FP8", {"channel_quantize": 0}),
+    "FP8 block": ("FP8", {"channel_quantize": -1, "block_quantize": 128}),
+    "INT8": ("INT8", {}),
+    "INT8 channel": ("INT8", {"channel_quantize": 0}),
+    "INT8 block": ("INT8", {"channel_quantize": -1, "block_quantize": 128}),
+    "INT4": ("INT4", {}),
+    "INT4 block": ("INT4", _BLOCK),
+    "NF4": ("NF4", {}),
+    "NF4 double block": ("NF4", _BLOCK | {"scale_channel_quantize": -1, "scale_block_quantize": 256}),
+    "NVFP4": ("NVFP4", {}),
+    "NVFP4 block": ("NVFP4", {"channel_quantize": -1, "block_quantize": 16}),
+}
+
+
 def make_config(
     quant_type: str,
     *,
@@ -235,24 +348,28 @@ def make_config(
     algorithm: str | Mapping[str, Any] = "max",
     forward_loop: Callable[[Any], None] | None = None,
     disable_conv_quantization: bool = False,
+    **kwargs: Any,
 ) -> NVIDIAModelOptConfig:
-    """The ModelOpt configuration for a quant type, valid on the installed ModelOpt.
+    """The ModelOpt configuration for a quant type or a short scheme name, valid on the installed ModelOpt.
 
     With the type alone: FP8 and INT8 have one scale a tensor; INT4 has blocks of 128, NF4 blocks of 64 whose scales
     are themselves int8 in blocks of 256, NVFP4 blocks of 16 with float8 scales (a 4-bit type has no meaning without a
-    block, so its "weight only" scheme is ModelOpt's own default block).
+    block, so its "weight only" scheme is ModelOpt's own default block). The configuration that is returned names the
+    axes and sizes that were filled in.
 
     Args:
-        quant_type: One of ``FP8, INT8, INT4, NF4, NVFP4``, or two joined by ``_``: weights, then activations.
+        quant_type: One of ``FP8, INT8, INT4, NF4, NVFP4``; or two joined by ``_``: weights, then activations; or a name
+            in :data:`SCHEMES` such as ``"INT8 channel"``.
         modules_to_not_convert: Names, parts of names or shell-style patterns of the layers to leave dense.
         weight_only: False quantizes activations too, in the weights' type unless ``quant_type`` names another.
-        channel_quantize: Channel axis: 0 for one scale an output channel, -1 for the axis that blocks run along.
-        block_quantize: Block size, in weights. Needs ``channel_quantize=-1``.
+        channel_quantize: Channel axis: 0 for one scale an output channel; with blocks, the axis that they run along.
+        block_quantize: Block size, in weights. Needs ``channel_quantize``.
         scale_channel_quantize: Axis of the scales' own blocks, -1; NF4 only.
         scale_block_quantize: Size of the scales' own blocks, in scales; NF4 only.
         algorithm: ModelOpt's calibration algorithm: a name, or a dict with ``method`` and its arguments.
         forward_loop: Called with the model to calibrate activations.
         disable_conv_quantization: Leave every convolution dense.
+        kwargs: Further arguments of the algorithm, such as ``alpha`` of ``smoothquant``.
 
     Raises:
         ValueError, TypeError: Naming the argument, its value and what is allowed.
@@ -261,31 +378,29 @@ def make_config(
     """
     from diffusers import NVIDIAModelOptConfig
 
-    weights, activations = split_quant_type(quant_type)
+    asked = Blocks(channel_quantize, block_quantize, scale_channel_quantize, scale_block_quantize)
+    if isinstance(quant_type, str) and " " in quant_type:
+        if quant_type not in SCHEMES:
+            raise ValueError(f"quant_type={quant_type!r} is not a scheme. Allowed: {', '.join(SCHEMES)}")
+        if asked != Blocks(None, None, None, None):
+            raise ValueError(f"quant_type={quant_type!r} is a scheme, which sets the axes and block sizes: {asked}")
+        quant_type, chosen = SCHEMES[quant_type]
+        asked = Blocks(**dict.fromkeys(Blocks.__dataclass_fields__) | chosen)
+    activations = split_quant_type(quant_type)[1]
     if weight_only is None:
         weight_only = activations is None
     elif weight_only and activations is not None:
         raise ValueError(f"weight_only=True contradicts quant_type={quant_type!r}, which names an activation type")
-    if not weight_only and activations is None:
-        activations = weights
-    cfg = weight_cfg(weights, channel_quantize, block_quantize, scale_channel_quantize, scale_block_quantize)
-    inputs = None if activations is None else activation_cfg(activations, channel_quantize, block_quantize)
-    if not isinstance(algorithm, (str, Mapping)) or (isinstance(algorithm, Mapping) and "method" not in algorithm):
-        raise ValueError(f"algorithm={algorithm!r} is not one. Allowed: a name such as 'max', or a dict with 'method'")
     if forward_loop is not None and not callable(forward_loop):
         raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
+    blocks, built = modelopt_config(quant_type, weight_only, asked, algorithm, kwargs)
     return NVIDIAModelOptConfig(
         quant_type=quant_type,
         modules_to_not_convert=excluded_modules(modules_to_not_convert),
         weight_only=weight_only,
-        channel_quantize=channel_quantize,
-        block_quantize=block_quantize,
-        scale_channel_quantize=scale_channel_quantize,
-        scale_block_quantize=scale_block_quantize,
+        algorithm=built["algorithm"]["method"],
         forward_loop=forward_loop,
         disable_conv_quantization=disable_conv_quantization,
-        modelopt_config={
-            "quant_cfg": quant_cfg(cfg, inputs),
-            "algorithm": {"method": algorithm} if isinstance(algorithm, str) else dict(algorithm),
-        },
+        modelopt_config=built,
+        **vars(blocks),
     )

@@ -62,6 +62,9 @@ def logical_shape(weight: torch.Tensor) -> tuple[int, ...]:
 
 def weight_bytes(model: nn.Module) -> WeightBytes:
     """Count the bytes of ``model``'s parameters and buffers by dtype; tensors that are shared count once."""
+    import torch
+
+    stored = torch.Tensor.dtype.__get__  # of the bytes; a packed weight says the dtype that it is read as
     by_dtype: Counter[str] = Counter()
     weights, seen = 0, set()
     parameters = {id(p): p for p in model.parameters()}
@@ -69,7 +72,7 @@ def weight_bytes(model: nn.Module) -> WeightBytes:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
+        by_dtype[str(stored(tensor)).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
         if id(tensor) in parameters:
             count = 1
             for size in logical_shape(tensor):

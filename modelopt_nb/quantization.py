@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import fnmatch
-import io
-import warnings
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import upstream
-from modelopt_nb.config import WeightSpec, excluded_modules
+from modelopt_nb.config import QUANT_TYPES, WeightSpec, excluded_modules, make_config
 from modelopt_nb.memory import MIB, WeightBytes, weight_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from diffusers import NVIDIAModelOptConfig
     from torch import nn
@@ -24,15 +26,18 @@ if TYPE_CHECKING:
 class Layer:
     """What becomes of one layer: ``reason`` says why it stays dense and is empty where it is packed.
 
-    ``kind`` is the class of the layer, ``before`` and ``after`` are the bytes of its weight, scales included.
+    ``kind`` is the class of the layer, ``dtype`` that of its dense weight, ``before`` and ``after`` are the bytes of its
+    weight, scales included, ``spec`` is how it is packed.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
+    dtype: str
     reason: str
     before: int
     after: int
+    spec: WeightSpec | None = None
 
     @property
     def packed(self) -> bool:
@@ -58,21 +63,36 @@ class Report:
         return pd.DataFrame(rows, columns=columns).set_index("layer")
 
     @property
+    def packed(self) -> tuple[Layer, ...]:
+        """The layers that were packed."""
+        return tuple(x for x in self.layers if x.packed)
+
+    @property
     def packed_of_bf16(self) -> float:
         """Bytes of the packed layers' weights, scales included, over what they take in bfloat16."""
-        packed = [x for x in self.layers if x.packed]
-        numel = 0
-        for x in packed:
-            count = 1
-            for size in x.shape:
-                count *= size
-            numel += count
-        return sum(x.after for x in packed) / (2 * numel)
+        return sum(x.after for x in self.packed) / (2 * sum(math.prod(x.shape) for x in self.packed))
+
+    @property
+    def bytes(self) -> pd.Series:
+        """Measured bytes of the packed layers against the arithmetic of their format: weights, scales, double scales."""
+        import pandas as pd
+
+        measured = sum(x.after for x in self.packed)
+        expected = sum(x.spec.packed_bytes(x.shape, x.dtype) for x in self.packed)
+        return pd.Series(
+            {
+                "layers packed": len(self.packed),
+                "layers dense": len(self.layers) - len(self.packed),
+                "measured bytes": measured,
+                "expected bytes": expected,
+                "measured/expected": measured / expected,
+                "bits per packed weight": 8 * measured / sum(math.prod(x.shape) for x in self.packed),
+            }
+        )
 
     def __str__(self) -> str:
-        packed = sum(x.packed for x in self.layers)
         text = (
-            f"{self.quant_type}: packed {packed} of {len(self.layers)} layers, {self.before.total / MIB:.2f} MiB -> "
+            f"{self.quant_type}: packed {len(self.packed)} of {len(self.layers)} layers, {self.before.total / MIB:.2f} MiB -> "
             f"{self.after.total / MIB:.2f} MiB ({self.after.bits_per_weight:.2f} bits a weight)"
         )
         for reason in dict.fromkeys(x.reason for x in self.layers if x.reason):
@@ -104,16 +124,20 @@ def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], l
     if done:
         raise ValueError(f"model={type(model).__name__} is quantized already ({done[0]} is packed). Load a dense one")
     excluded = excluded_modules(config.modules_to_not_convert)
+    in_fp32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name in excluded:
         if not any(fnmatch.fnmatchcase(f"{layer}.weight_quantizer", _pattern(name)) for layer in layers):
             raise ValueError(
                 f"modules_to_not_convert holds {name!r}, which matches no layer of {type(model).__name__}.{_nearest(name, layers)}"
             )
     entries = list(config.modelopt_config["quant_cfg"])
-    decided = [_decide(name, module, entries, excluded, config) for name, module in layers.items()]
+    decided = [_decide(name, module, entries, excluded, in_fp32, config) for name, module in layers.items()]
     if not any(layer.packed for layer in decided):
-        reasons = sorted({layer.reason for layer in decided})
-        raise ValueError(f"{config.quant_type} would pack no layer of {type(model).__name__}: {'; '.join(reasons)}")
+        reasons = "; ".join(sorted({layer.reason for layer in decided}))
+        raise ValueError(
+            f"quant_type={config.quant_type!r} with channel_quantize={config.channel_quantize} and "
+            f"block_quantize={config.block_quantize} would pack no layer of {type(model).__name__}: {reasons}"
+        )
     dense = [{"quantizer_name": f"{layer.name}.*", "enable": False} for layer in decided if not layer.packed]
     return decided, entries + dense
 
@@ -127,7 +151,12 @@ def _nearest(name: str, layers: dict[str, nn.Module]) -> str:
 
 
 def _decide(
-    name: str, module: nn.Module, entries: list[dict[str, Any]], excluded: list[str], config: NVIDIAModelOptConfig
+    name: str,
+    module: nn.Module,
+    entries: list[dict[str, Any]],
+    excluded: list[str],
+    in_fp32: set[str],
+    config: NVIDIAModelOptConfig,
 ) -> Layer:
     from torch import nn
 
@@ -146,13 +175,16 @@ def _decide(
     for pattern in excluded:
         if fnmatch.fnmatchcase(f"{name}.weight_quantizer", _pattern(pattern)):
             reason = f"modules_to_not_convert: {pattern}"
-    shape, itemsize = tuple(module.weight.shape), module.weight.element_size()
-    before = after = module.weight.numel() * itemsize
+    if set(name.split(".")) & in_fp32:
+        reason = f"{', '.join(sorted(set(name.split('.')) & in_fp32))}: the model's class keeps it in float32"
+    shape, dtype = tuple(module.weight.shape), str(module.weight.dtype).removeprefix("torch.")
+    before = after = module.weight.numel() * module.weight.element_size()
+    spec = None
     if not reason:
         spec = WeightSpec.from_cfg(cfg)
-        reason = spec.why_not(shape, itemsize) or ""
-        after = before if reason else spec.packed_bytes(shape, itemsize)
-    return Layer(name, type(module).__name__.removeprefix("Quant"), shape, reason, before, after)
+        reason = spec.why_not(shape, dtype) or ""
+        after = before if reason else spec.packed_bytes(shape, dtype)
+    return Layer(name, type(module).__name__.removeprefix("Quant"), shape, dtype, reason, before, after, spec)
 
 
 def quantize(
@@ -172,42 +204,29 @@ def quantize(
         TypeError, ValueError: Before any weight is touched: not a ModelOpt config, nothing to quantize, a name in
             ``modules_to_not_convert`` that matches nothing.
     """
-    import modelopt.torch.quantization as mtq
-
     if not hasattr(config, "modelopt_config"):
         raise TypeError(f"config={config!r} is not a ModelOpt configuration. Build one with make_config('FP8')")
-    with quiet():
-        upstream.apply_repairs()
+    upstream.enable()
     before = weight_bytes(model)
-    decided, entries = plan(model, config)
-    modelopt_config = {"quant_cfg": entries, "algorithm": config.modelopt_config["algorithm"]}
-    with quiet():
-        mtq.quantize(model, modelopt_config, forward_loop or config.forward_loop)
-        # FP8 and NVFP4 have real low-precision matrix products on CUDA; elsewhere asking warns once a layer
-        on_cuda = next(model.parameters()).is_cuda
-        mtq.compress(model, mtq.config.CompressConfig(quant_gemm=on_cuda))
-    upstream.drop_packed_amax(model)
-    return Report(config.quant_type, tuple(_measure(model, layer) for layer in decided), before, weight_bytes(model))
+    layers, entries = plan(model, config)
+    algorithm = config.modelopt_config["algorithm"]
+    upstream.insert_quantizers(model, entries, algorithm)
+    upstream.finish_packing(model, algorithm, forward_loop or config.forward_loop)
+    return measured(model, config, layers, before)
+
+
+def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer], before: WeightBytes) -> Report:
+    """The report of a model that was packed as ``layers`` plan."""
+    return Report(config.quant_type, tuple(_measure(model, layer) for layer in layers), before, weight_bytes(model))
 
 
 def _measure(model: nn.Module, layer: Layer) -> Layer:
     """``layer`` with the bytes that its weight really takes now."""
-    import dataclasses
-
     module = model.get_submodule(layer.name)
     if upstream.is_packed(module) != layer.packed:
         raise RuntimeError(f"ModelOpt {'did not pack' if layer.packed else 'packed'} {layer.name}, against the plan")
     tensors = [module.weight, *module.weight_quantizer.buffers()] if layer.packed else [module.weight]
     return dataclasses.replace(layer, after=sum(t.numel() * t.element_size() for t in tensors))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back what ModelOpt prints and warns of on every call ("Inserted 60 quantizers", "experimental")."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.filterwarnings("ignore", message="Real quantization has been applied")
-        warnings.filterwarnings("ignore", message="Skipping extension modelopt_cuda_ext")
-        yield
 
 
 @contextlib.contextmanager
@@ -225,3 +244,51 @@ def dequantized(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, weight in packed.items():
             upstream.repack(module, weight)
+
+
+def weight_errors(model: nn.Module, config: NVIDIAModelOptConfig) -> pd.Series:
+    """The relative error of every weight that ``config`` packs: the norm of the change over the norm of the weight.
+
+    ``model`` stays dense: one layer at a time is copied and packed. The index names the layers. Activations and
+    calibration play no part.
+    """
+    import pandas as pd
+    from torch import nn
+
+    errors = {}
+    for layer in plan(model, config)[0]:
+        if layer.packed:
+            weight = model.get_submodule(layer.name).weight.detach()
+            alone = nn.Sequential(copy.deepcopy(model.get_submodule(layer.name)))
+            _pack_all(alone, config)
+            change = upstream.read_packed(alone[0]) - weight
+            errors[layer.name] = (change.float().norm() / weight.float().norm()).item()
+    return pd.Series(errors, name="relative error").rename_axis("layer")
+
+
+def representable_values(quant_type: str) -> np.ndarray:
+    """Every value that one block of a type can hold, as parts of the block's largest: sorted, within -1 to 1.
+
+    Found by packing a fine ramp of weights and reading it back, so it is what ModelOpt does and not a table.
+    """
+    import numpy as np
+    import torch
+    from torch import nn
+
+    half = np.unique(np.concatenate([np.geomspace(1e-6, 1, 2**14), np.linspace(0, 1, 2**14)]))
+    ramp = torch.from_numpy(np.concatenate([-half[::-1], half])).float()  # both signs, so an even number
+    model = nn.Sequential(nn.Linear(len(ramp), 1, bias=False))
+    model[0].weight = nn.Parameter(ramp[None])
+    block = {"channel_quantize": -1, "block_quantize": len(ramp)} if QUANT_TYPES[quant_type].needs_block else {}
+    _pack_all(model, make_config(quant_type, **block))
+    read = upstream.read_packed(model[0]).double().flatten()
+    return np.unique((read / read.abs().max()).numpy().round(7))
+
+
+def _pack_all(model: nn.Module, config: NVIDIAModelOptConfig) -> None:
+    """Pack the weights of every layer of ``model`` as ``config`` has it for weights, exclusions aside."""
+    upstream.enable()
+    weights = next(e["cfg"] for e in config.modelopt_config["quant_cfg"] if e["quantizer_name"] == "*weight_quantizer")
+    entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": weights}]
+    upstream.insert_quantizers(model, entries, {"method": "max"})
+    upstream.finish_packing(model, {"method": "max"})

@@ -6,9 +6,18 @@ so a repair steps aside on the day that upstream is fixed. Nothing is edited on 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
+import io
+import json
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from modelopt_nb import config
 
 if TYPE_CHECKING:
     import torch
@@ -115,15 +124,391 @@ class Fp8Zeros(Repair):
         FP8QTensor.quantize = self._original
 
 
-REPAIRS: tuple[Repair, ...] = (Nf4ReadBack(), Fp8Zeros())
+class ConfigFromType(Repair):
+    """``NVIDIAModelOptConfig(quant_type="FP8")`` builds a configuration that the installed ModelOpt takes and can pack."""
+
+    name = "config-from-type"
+    broken = "get_config_from_quant_type spreads a list into a dict, and gives 4-bit types no block"
+    versions = "diffusers 0.42.1 and earlier with nvidia-modelopt 0.44 and later"
+    issue = "https://github.com/huggingface/diffusers/pull/14536, https://github.com/NVIDIA/Model-Optimizer/issues/2001"
+
+    def needed(self) -> bool:
+        from diffusers import NVIDIAModelOptConfig
+
+        try:
+            return not all(
+                entry.get("cfg", {}).get("block_sizes", True)
+                for entry in NVIDIAModelOptConfig("NVFP4").modelopt_config["quant_cfg"]
+                if entry["quantizer_name"] == "*weight_quantizer"
+            )
+        except TypeError:
+            return True
+
+    def apply(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
+
+        self._original = NVIDIAModelOptConfig.get_config_from_quant_type
+
+        def get_config_from_quant_type(self: NVIDIAModelOptConfig) -> dict[str, Any]:
+            asked = config.Blocks(
+                self.channel_quantize, self.block_quantize, self.scale_channel_quantize, self.scale_block_quantize
+            )
+            chosen = self.calib_cfg | getattr(self, "_algorithm_arguments", {})
+            blocks, built = config.modelopt_config(self.quant_type, self.weight_only, asked, chosen, {})
+            vars(self).update(vars(blocks))
+            return built
+
+        NVIDIAModelOptConfig.get_config_from_quant_type = get_config_from_quant_type
+
+    def remove(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
+
+        NVIDIAModelOptConfig.get_config_from_quant_type = self._original
 
 
-def apply_repairs() -> None:
-    """Put every repair in place that the installed releases need. Calling it again changes nothing."""
-    for repair in REPAIRS:
-        if not repair.applied and repair.needed():
-            repair.apply()
-            repair.applied = True
+class NoSilentSubstitution(Repair):
+    """Wrong arguments of ``NVIDIAModelOptConfig`` raise, and right ones are not dropped.
+
+    Also keeps the caller's ``modules_to_not_convert`` as it was, hands further arguments to the algorithm, and lets a
+    combined type such as ``FP8_INT8`` quantize activations without ``weight_only=False``.
+    """
+
+    name = "no-silent-substitution"
+    broken = "_normalize_quant_type turns an unknown type into FP8 with a log line; unknown arguments vanish"
+    versions = "diffusers 0.42.1 and earlier"
+    issue = "not reported upstream; diffusers/quantizers/quantization_config.py, _normalize_quant_type"
+
+    def needed(self) -> bool:
+        import logging
+
+        from diffusers import NVIDIAModelOptConfig
+
+        log = logging.getLogger("diffusers.quantizers.quantization_config")
+        before, log.disabled = log.disabled, True
+        try:
+            NVIDIAModelOptConfig("FP4", modelopt_config={"quant_cfg": []})
+        except ValueError:
+            return False
+        finally:
+            log.disabled = before
+        return True
+
+    def apply(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
+
+        self._original = original = NVIDIAModelOptConfig.__init__
+        known = inspect.signature(original)
+
+        @functools.wraps(original)
+        def __init__(self: NVIDIAModelOptConfig, *args: Any, **kwargs: Any) -> None:
+            given = known.bind(self, *args, **kwargs).arguments
+            given.pop("self")
+            further = given.pop("kwargs", {})
+            if further.pop("quant_method", "modelopt") != "modelopt":
+                raise ValueError(f"quant_method={kwargs['quant_method']!r} is not 'modelopt'")
+            self.packed_dtype = further.pop("packed_dtype", None)  # of the weights, when a checkpoint was packed
+            chosen = further.pop("calib_cfg", None) or given.get("algorithm", "max")
+            chosen = config.calibration_algorithm(chosen, further)
+            activations = config.split_quant_type(given["quant_type"])[1]
+            given.setdefault("weight_only", activations is None)
+            given["modules_to_not_convert"] = config.excluded_modules(given.get("modules_to_not_convert"))
+            given["algorithm"] = chosen["method"]
+            arguments = {name: value for name, value in chosen.items() if name != "method"}
+            self._algorithm_arguments = arguments
+            original(self, **given)
+            del self._algorithm_arguments
+
+        NVIDIAModelOptConfig.__init__ = __init__
+
+    def remove(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
+
+        NVIDIAModelOptConfig.__init__ = self._original
+
+
+class ConfigAsJson(Repair):
+    """A configuration with block sizes can be written as JSON and read from it."""
+
+    name = "config-as-json"
+    broken = "to_dict keeps block_sizes with integer and string keys, which JSON cannot sort; tuples come back as lists"
+    versions = "diffusers 0.42.1 and earlier"
+    issue = "not reported upstream; diffusers/quantizers/quantization_config.py, NVIDIAModelOptConfig"
+
+    def needed(self) -> bool:
+        from diffusers import NVIDIAModelOptConfig
+
+        sizes = {-1: 16, "scale_bits": (4, 3)}
+        entry = {"quantizer_name": "*", "cfg": {"num_bits": (2, 1), "block_sizes": sizes}}
+        made = {"quant_cfg": [entry], "algorithm": {"method": "max"}}
+        try:
+            text = json.dumps(NVIDIAModelOptConfig("NVFP4", modelopt_config=made).to_dict(), sort_keys=True)
+        except TypeError:
+            return True
+        return NVIDIAModelOptConfig.from_dict(json.loads(text)).modelopt_config != made
+
+    def apply(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
+
+        self._original = NVIDIAModelOptConfig.__dict__.get("to_dict"), NVIDIAModelOptConfig.__dict__.get("from_dict")
+        base = super(NVIDIAModelOptConfig, NVIDIAModelOptConfig)
+
+        def to_dict(self: NVIDIAModelOptConfig) -> dict[str, Any]:
+            kept = {name: value for name, value in vars(self).items() if name != "forward_loop"}
+            return json.loads(json.dumps(_string_keys(kept | {"quant_method": "modelopt"})))
+
+        def from_dict(cls: type, config_dict: dict, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+            restored = {name: _python_keys(value) for name, value in config_dict.items()}
+            return base.from_dict.__func__(cls, restored, return_unused_kwargs, **kwargs)
+
+        NVIDIAModelOptConfig.to_dict = to_dict
+        NVIDIAModelOptConfig.from_dict = classmethod(from_dict)
+
+    def remove(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
+
+        for name, value in zip(("to_dict", "from_dict"), self._original, strict=True):
+            if value is None:
+                delattr(NVIDIAModelOptConfig, name)
+            else:
+                setattr(NVIDIAModelOptConfig, name, value)
+
+
+def _string_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _string_keys(item) for key, item in value.items()}
+    return [_string_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _python_keys(value: Any) -> Any:
+    """JSON's form of a ModelOpt configuration as Python's: axes are integers, (exponent, mantissa) are tuples."""
+    if isinstance(value, dict):
+        pairs = ((int(k) if k.lstrip("-").isdigit() else k, _python_keys(v)) for k, v in value.items())
+        return {k: tuple(v) if k in ("num_bits", "scale_bits") and isinstance(v, list) else v for k, v in pairs}
+    return [_python_keys(item) for item in value] if isinstance(value, list) else value
+
+
+class PackWhileLoading(Repair):
+    """``from_pretrained(..., quantization_config=...)`` packs each layer as its weight arrives."""
+
+    name = "pack-while-loading"
+    broken = "mtq.compress skips the root of what it is given, and Diffusers gives it single layers: nothing is packed"
+    versions = "diffusers 0.42.1 and earlier with nvidia-modelopt 0.39 and later"
+    issue = "https://github.com/NVIDIA/Model-Optimizer/issues/2001"
+
+    def needed(self) -> bool:
+        import modelopt.torch.quantization as mtq
+        from torch import nn
+
+        model = nn.Sequential(nn.Linear(16, 16))
+        entries = [{"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8}}]
+        mtq.quantize(model, {"quant_cfg": entries, "algorithm": "max"})
+        mtq.compress(model[0])
+        return not is_packed(model[0])
+
+    def apply(self) -> None:
+        from diffusers.quantizers import auto
+
+        from modelopt_nb.loading import Quantizer
+
+        self._original = auto.AUTO_QUANTIZER_MAPPING["modelopt"]
+        auto.AUTO_QUANTIZER_MAPPING["modelopt"] = Quantizer
+
+    def remove(self) -> None:
+        from diffusers.quantizers import auto
+
+        auto.AUTO_QUANTIZER_MAPPING["modelopt"] = self._original
+
+
+class RestoreFromConfig(Repair):
+    """A packed checkpoint whose config.json says how it was packed is restored from that, not from a pickle beside it.
+
+    ModelOpt's ``enable_huggingface_checkpointing`` restores ``modelopt_state.pth`` into the model first; this leaves
+    that file alone where the configuration is enough.
+    """
+
+    name = "restore-from-config"
+    broken = "in the low-memory path a restored QTensorWrapper is rebuilt with requires_grad, which it does not take"
+    versions = "nvidia-modelopt 0.47.0 and earlier with diffusers 0.42.1"
+    issue = "not reported upstream; modelopt/torch/quantization/qtensor/base_qtensor.py, QTensorWrapper.__new__"
+
+    def needed(self) -> bool:
+        from modelopt.torch.quantization.qtensor import QTensorWrapper
+
+        return "requires_grad" not in inspect.signature(QTensorWrapper.__new__).parameters
+
+    def apply(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
+        from modelopt.torch.opt.plugins import diffusers as plugin
+
+        self._original = original = plugin._patch_model_init_for_modelopt
+
+        @functools.wraps(original)
+        def patch(cls: type, model_path: Any, *args: Any, **kwargs: Any) -> Any:
+            if _says_how_it_was_packed(Path(model_path)):
+                return contextlib.nullcontext()
+            return original(cls, model_path, *args, **kwargs)
+
+        plugin._patch_model_init_for_modelopt = patch
+        # it warns wherever ModelOpt's pickles are not switched on, and nothing here needs them
+        self._warning = NVIDIAModelOptConfig.check_model_patching
+        NVIDIAModelOptConfig.check_model_patching = lambda self, operation="loading": None
+
+    def remove(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
+        from modelopt.torch.opt.plugins import diffusers as plugin
+
+        plugin._patch_model_init_for_modelopt = self._original
+        NVIDIAModelOptConfig.check_model_patching = self._warning
+
+
+def _says_how_it_was_packed(folder: Path) -> bool:
+    try:
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool((saved.get("quantization_config") or {}).get("packed_dtype"))
+
+
+class PackedDtype(Repair):
+    """A packed weight's ``dtype`` is the one it is read as, not the one that its bytes are stored in.
+
+    Models ask a weight for its dtype and cast their inputs to it: T5 before its feed-forward output, Wan before its time
+    embedder, and every pipeline through ``model.dtype``. An input cast to float8 fails or is ruined.
+    """
+
+    name = "packed-dtype"
+    broken = "QTensorWrapper overrides dim() but not dtype, which stays that of the stored bytes"
+    versions = "nvidia-modelopt 0.47.0 and earlier"
+    issue = "not reported upstream; modelopt/torch/quantization/qtensor/base_qtensor.py, QTensorWrapper"
+
+    def needed(self) -> bool:
+        import torch
+        from modelopt.torch.quantization.qtensor import FP8QTensor, QTensorWrapper
+
+        return QTensorWrapper(FP8QTensor.quantize(torch.ones(2, 2))[0]).dtype != torch.float32
+
+    def apply(self) -> None:
+        import torch
+        from modelopt.torch.quantization.qtensor import QTensorWrapper
+
+        def dtype(self: QTensorWrapper) -> torch.dtype:
+            return self.metadata["dtype"] if hasattr(self, "metadata") else torch.Tensor.dtype.__get__(self)
+
+        QTensorWrapper.dtype = property(dtype)
+
+    def remove(self) -> None:
+        from modelopt.torch.quantization.qtensor import QTensorWrapper
+
+        del QTensorWrapper.dtype
+
+
+REPAIRS: tuple[Repair, ...] = (
+    Nf4ReadBack(),
+    Fp8Zeros(),
+    PackedDtype(),
+    NoSilentSubstitution(),
+    ConfigFromType(),
+    ConfigAsJson(),
+    PackWhileLoading(),
+    RestoreFromConfig(),
+)
+
+
+def enable() -> None:
+    """Switch on every repair that the installed releases of ModelOpt and Diffusers need.
+
+    Call it once, beside ``enable_huggingface_checkpointing()``; calling it again changes nothing. A repair that the
+    installed releases do not need steps aside; :func:`modelopt_nb.doctor` tells which.
+    """
+    with quiet():
+        for repair in REPAIRS:
+            if not repair.applied and repair.needed():
+                repair.apply()
+                repair.applied = True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what ModelOpt prints and warns of on every call ("Inserted 60 quantizers", "experimental")."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.filterwarnings("ignore", message="Real quantization has been applied")
+        warnings.filterwarnings("ignore", message="Skipping extension modelopt_cuda_ext")
+        yield
+
+
+def insert_quantizers(model: nn.Module, entries: list[dict[str, Any]], algorithm: dict[str, Any]) -> None:
+    """Replace ``model``'s layers by quantized ones, without calibrating; works on weights that are not there yet."""
+    import modelopt.torch.opt as mto
+
+    with quiet():
+        mto.apply_mode(model, mode=[("quantize", {"quant_cfg": entries, "algorithm": algorithm})])
+
+
+def pack_layer(layer: nn.Module, algorithm: dict[str, Any]) -> None:
+    """Calibrate and pack the weight of one quantized layer of a model whose packing :func:`finish_packing` records."""
+    import modelopt.torch.quantization as mtq
+    import torch
+    from modelopt.torch.opt import ModeloptStateManager
+    from modelopt.torch.quantization.qtensor.base_qtensor import pack_real_quantize_weight
+
+    with quiet():
+        mtq.calibrate(layer, algorithm)
+        ModeloptStateManager.remove_state(layer)  # it is the model's to keep
+        layer.weight_quantizer._fake_quant = False
+        pack_real_quantize_weight(torch.nn.ModuleList([layer]))  # a container: the root itself would be skipped
+    drop_packed_amax(layer)
+
+
+def expect_packed(layer: nn.Module, spec: config.WeightSpec, saved: torch.dtype, dtype: torch.dtype) -> None:
+    """Prepare a quantized layer without weights for the packed ones that :func:`place_packed` will bring.
+
+    They were packed from weights of dtype ``saved`` and are to be read as ``dtype``.
+    """
+    import torch
+    from modelopt.torch.quantization import qtensor
+
+    names = {(4, 3): "FP8QTensor", 8: "INT8QTensor", (2, 1): "NVFP4QTensor"}
+    name = names.get(spec.num_bits) or ("NF4QTensor" if spec.scale_bits == 8 else "INT4QTensor")
+    metadata = {"qtensor_class": getattr(qtensor, name), "shape": layer.weight.shape, "dtype": dtype}
+    quantizer = layer.weight_quantizer
+    quantizer._fake_quant, quantizer._dequantize = False, True
+    packed = spec.packed_tensors(tuple(layer.weight.shape), str(saved).removeprefix("torch."))
+    for tensor, (shape, kind) in packed.items():
+        empty = torch.empty(shape, dtype=getattr(torch, kind), device="meta")
+        if tensor == "weight":
+            layer._parameters["weight"] = qtensor.QTensorWrapper(empty, metadata=metadata)
+        else:
+            quantizer.register_buffer(tensor, empty)
+
+
+def place_packed(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put one tensor of a packed layer in its place, as it is: no cast, no copy."""
+    from modelopt.torch.quantization.qtensor import QTensorWrapper
+
+    owner, _, tensor = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if tensor in module._parameters:
+        module._parameters[tensor] = QTensorWrapper(value, metadata=module._parameters[tensor].metadata)
+    else:
+        module._buffers[tensor] = value
+
+
+def finish_packing(
+    model: nn.Module, algorithm: dict[str, Any] | None = None, forward_loop: Callable[[nn.Module], None] | None = None
+) -> None:
+    """Pack what is quantized but not packed yet, and record on the model that it is packed.
+
+    With an ``algorithm`` the whole model is calibrated first.
+    """
+    import modelopt.torch.quantization as mtq
+
+    with quiet():
+        if algorithm is not None:
+            mtq.calibrate(model, algorithm, forward_loop)
+        # FP8 and NVFP4 have real low-precision matrix products on CUDA; elsewhere asking warns once a layer
+        on_cuda = next(model.parameters()).is_cuda
+        mtq.compress(model, mtq.config.CompressConfig(quant_gemm=on_cuda))
+    drop_packed_amax(model)
 
 
 def drop_packed_amax(model: nn.Module) -> None:

@@ -66,7 +66,7 @@ def test_the_callers_list_is_left_alone():
         ({"quant_type": "FP8_INT8", "weight_only": True}, "weight_only=True contradicts"),
         ({"quant_type": "NF4", "channel_quantize": 0, "block_quantize": 32}, "channel_quantize=0.*-1"),
         ({"quant_type": "INT8", "channel_quantize": 7}, "channel_quantize=7"),
-        ({"quant_type": "INT8", "block_quantize": 32}, "needs channel_quantize=-1"),
+        ({"quant_type": "INT8", "block_quantize": 32}, "needs channel_quantize, the axis"),
         ({"quant_type": "INT8", "channel_quantize": -1, "block_quantize": 0}, "block_quantize=0"),
         ({"quant_type": "INT8", "channel_quantize": -1, "block_quantize": True}, "block_quantize=True"),
         ({"quant_type": "INT4", "channel_quantize": -1, "block_quantize": 33}, "block_quantize=33 is odd"),

@@ -1,7 +1,12 @@
+import json
+import os
+import tempfile
+
 import pytest
 import torch
+from diffusers import NVIDIAModelOptConfig
 
-from modelopt_nb import make_config, quantize, upstream
+from modelopt_nb import make_config, quantize, upstream, weight_bytes
 
 BY_NAME = {repair.name: repair for repair in upstream.REPAIRS}
 
@@ -23,7 +28,69 @@ def fp8_keeps_zeros():
     assert (upstream.read_packed(layer[0])[1] == 0).all()
 
 
-PROOFS = {"nf4-read-back": (nf4_reads_back, RuntimeError), "fp8-zeros": (fp8_keeps_zeros, AssertionError)}
+def packed_weights_say_what_they_are_read_as():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 4)).half()
+    quantize(model, make_config("FP8"))
+    assert model[0].weight.dtype == torch.float16
+
+
+def config_is_built_from_a_type():
+    for quant_type in ("FP8", "INT4"):
+        config = NVIDIAModelOptConfig(quant_type=quant_type, quant_method="modelopt")
+        assert config.modelopt_config == make_config(quant_type).modelopt_config
+
+
+def wrong_types_raise():
+    with pytest.raises(ValueError, match="quant_type='FP4'"):
+        NVIDIAModelOptConfig("FP4", modelopt_config={"quant_cfg": [1]})
+    with pytest.raises(ValueError, match="chanel_quantize=0"):
+        NVIDIAModelOptConfig("FP8", chanel_quantize=0, modelopt_config={"quant_cfg": [1]})
+
+
+def config_becomes_json():
+    config = make_config("NVFP4")
+    again = NVIDIAModelOptConfig.from_dict(json.loads(json.dumps(config.to_dict(), sort_keys=True)))
+    assert again.modelopt_config == config.modelopt_config
+
+
+def loading_packs():
+    from architectures import build, run
+    from diffusers import SanaTransformer2DModel
+
+    model, inputs = build("Sana")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = SanaTransformer2DModel.from_pretrained(folder, quantization_config=make_config("FP8"))
+        assert weight_bytes(loaded).by_dtype["float8_e4m3fn"] > 0
+        run(loaded, inputs)
+
+
+def packed_folders_load_beside_modelopts_pickle():
+    from architectures import build, run
+    from diffusers import SanaTransformer2DModel
+    from modelopt.torch.opt import enable_huggingface_checkpointing
+
+    enable_huggingface_checkpointing()
+    model, inputs = build("Sana")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f"{folder}/dense")
+        loaded = SanaTransformer2DModel.from_pretrained(f"{folder}/dense", quantization_config=make_config("FP8"))
+        loaded.save_pretrained(f"{folder}/packed")
+        assert os.path.exists(f"{folder}/packed/modelopt_state.pth")
+        again = SanaTransformer2DModel.from_pretrained(f"{folder}/packed")
+        assert torch.equal(run(again, inputs), run(loaded, inputs))
+
+
+PROOFS = {
+    "nf4-read-back": (nf4_reads_back, RuntimeError),
+    "fp8-zeros": (fp8_keeps_zeros, AssertionError),
+    "packed-dtype": (packed_weights_say_what_they_are_read_as, AssertionError),
+    "config-from-type": (config_is_built_from_a_type, TypeError),
+    "no-silent-substitution": (wrong_types_raise, pytest.fail.Exception),
+    "config-as-json": (config_becomes_json, TypeError),
+    "pack-while-loading": (loading_packs, Exception),
+    "restore-from-config": (packed_folders_load_beside_modelopts_pickle, Exception),
+}
 
 
 def test_every_repair_has_a_proof_and_a_story():
@@ -37,7 +104,7 @@ def test_every_repair_has_a_proof_and_a_story():
 @pytest.mark.parametrize("name", BY_NAME)
 def test_proof_holds_with_the_repair_and_fails_without(name, monkeypatch):
     proof, failure = PROOFS[name]
-    upstream.apply_repairs()
+    upstream.enable()
     repair = BY_NAME[name]
     if not repair.applied:
         pytest.skip(f"upstream has mended {name}")
@@ -51,30 +118,30 @@ def test_proof_holds_with_the_repair_and_fails_without(name, monkeypatch):
             proof()
     finally:
         monkeypatch.undo()
-        upstream.apply_repairs()
+        upstream.enable()
     assert repair.applied
-    assert not repair.needed()
+    proof()
 
 
 def test_a_repair_steps_aside_where_it_is_not_needed(monkeypatch):
     repair = BY_NAME["nf4-read-back"]
-    upstream.apply_repairs()
+    upstream.enable()
     repair.remove()
     repair.applied = False
     monkeypatch.setattr(type(repair), "needed", lambda self: False)
-    upstream.apply_repairs()
+    upstream.enable()
     assert not repair.applied
     monkeypatch.undo()
-    upstream.apply_repairs()
+    upstream.enable()
     assert repair.applied
 
 
 def test_applying_twice_changes_nothing():
     from modelopt.torch.quantization.qtensor import NF4QTensor
 
-    upstream.apply_repairs()
+    upstream.enable()
     first = NF4QTensor.dequantize
-    upstream.apply_repairs()
+    upstream.enable()
     assert NF4QTensor.dequantize is first
 
 
