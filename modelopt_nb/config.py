@@ -154,6 +154,14 @@ def split_quant_type(quant_type: str) -> tuple[QuantType, QuantType | None]:
     return QUANT_TYPES[names[0]], QUANT_TYPES[names[1]] if len(names) == 2 else None
 
 
+def only_weights(quant_type: str, weight_only: bool | None) -> bool:
+    """``weight_only``, or where it is None whether ``quant_type`` names no activation type."""
+    activations = split_quant_type(quant_type)[1]
+    if weight_only and activations is not None:
+        raise ValueError(f"weight_only=True contradicts quant_type={quant_type!r}, which names an activation type")
+    return activations is None if weight_only is None else weight_only
+
+
 def _check_size(name: str, value: Any) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
         raise ValueError(f"{name}={value!r} is not a block size. Allowed: a whole number of 2 or more, or None")
@@ -386,11 +394,7 @@ def make_config(
             raise ValueError(f"quant_type={quant_type!r} is a scheme, which sets the axes and block sizes: {asked}")
         quant_type, chosen = SCHEMES[quant_type]
         asked = Blocks(**dict.fromkeys(Blocks.__dataclass_fields__) | chosen)
-    activations = split_quant_type(quant_type)[1]
-    if weight_only is None:
-        weight_only = activations is None
-    elif weight_only and activations is not None:
-        raise ValueError(f"weight_only=True contradicts quant_type={quant_type!r}, which names an activation type")
+    weight_only = only_weights(quant_type, weight_only)
     if forward_loop is not None and not callable(forward_loop):
         raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
     blocks, built = modelopt_config(quant_type, weight_only, asked, algorithm, kwargs)

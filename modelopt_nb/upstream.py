@@ -209,8 +209,7 @@ class NoSilentSubstitution(Repair):
             self.packed_dtype = further.pop("packed_dtype", None)  # of the weights, when a checkpoint was packed
             chosen = further.pop("calib_cfg", None) or given.get("algorithm", "max")
             chosen = config.calibration_algorithm(chosen, further)
-            activations = config.split_quant_type(given["quant_type"])[1]
-            given.setdefault("weight_only", activations is None)
+            given["weight_only"] = config.only_weights(given["quant_type"], given.get("weight_only"))
             given["modules_to_not_convert"] = config.excluded_modules(given.get("modules_to_not_convert"))
             given["algorithm"] = chosen["method"]
             arguments = {name: value for name, value in chosen.items() if name != "method"}

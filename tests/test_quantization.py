@@ -1,31 +1,17 @@
+import copy
+
 import pytest
 import torch
 from conftest import ALL_TYPES
 
-from modelopt_nb import dequantized, make_config, quantize, weight_bytes
+from modelopt_nb import SCHEMES, dequantized, make_config, quantize, representable_values, weight_bytes, weight_errors
 from modelopt_nb.quantization import plan
-from modelopt_nb.upstream import is_packed
-
-BLOCK = {"channel_quantize": -1, "block_quantize": 32}
-SCHEMES = {
-    "FP8": {},
-    "FP8 channel": {"channel_quantize": 0},
-    "FP8 block": BLOCK,
-    "INT8": {},
-    "INT8 channel": {"channel_quantize": 0},
-    "INT8 block": BLOCK,
-    "INT4": {},
-    "INT4 block": BLOCK,
-    "NF4": {},
-    "NF4 double block": BLOCK | {"scale_channel_quantize": -1, "scale_block_quantize": 8},
-    "NVFP4": {},
-    "NVFP4 block": BLOCK,
-}
+from modelopt_nb.upstream import is_packed, read_packed
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_packs_runs_and_agrees(scheme, transformer, inputs):
-    config = make_config(scheme.split()[0], **SCHEMES[scheme])
+    config = make_config(scheme)
     with torch.no_grad():
         dense = transformer(**inputs).sample
     expected, _ = plan(transformer, config)
@@ -168,3 +154,37 @@ def test_packs_and_runs_on_cuda(quant_type, transformer, inputs):
         dense = transformer(**inputs).sample
         quantize(transformer, make_config(quant_type))
         assert (transformer(**inputs).sample - dense).norm() / dense.norm() < 0.1
+
+
+def test_weight_errors_are_those_of_the_packed_model(transformer):
+    config = make_config("INT4")
+    dense = {
+        name: m.weight.detach().clone()
+        for name, m in transformer.named_modules()
+        if getattr(m, "weight", None) is not None
+    }
+    errors = weight_errors(transformer, config)
+    assert torch.equal(dense["proj_out"], transformer.proj_out.weight)
+    report = quantize(transformer, config)
+    assert list(errors.index) == [x.name for x in report.packed]
+    for name, error in errors.items():
+        change = read_packed(transformer.get_submodule(name)) - dense[name]
+        assert error == pytest.approx((change.norm() / dense[name].norm()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("quant_type", "count"), [("FP8", 253), ("INT8", 255), ("INT4", 15), ("NF4", 16), ("NVFP4", 15)]
+)
+def test_representable_values(quant_type, count):
+    values = representable_values(quant_type)
+    assert len(values) == count
+    assert values[0] == -1
+    assert values[-1] == 1
+    assert 0 in values
+
+
+def test_bytes_measured_against_the_arithmetic(transformer):
+    for scheme in SCHEMES:
+        bytes_ = quantize(copy.deepcopy(transformer), make_config(scheme)).bytes
+        assert bytes_["measured/expected"] == pytest.approx(1, abs=0.02)
+        assert bytes_["layers packed"] in (13, 17)
