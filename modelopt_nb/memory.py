@@ -60,11 +60,15 @@ def logical_shape(weight: torch.Tensor) -> tuple[int, ...]:
     return tuple(metadata["shape"]) if metadata else tuple(weight.shape)
 
 
-def weight_bytes(model: nn.Module) -> WeightBytes:
-    """Count the bytes of ``model``'s parameters and buffers by dtype; tensors that are shared count once."""
+def stored_dtype(tensor: torch.Tensor) -> str:
+    """The name of the dtype of a tensor's bytes; a packed weight's ``dtype`` is the one that it is read as."""
     import torch
 
-    stored = torch.Tensor.dtype.__get__  # of the bytes; a packed weight says the dtype that it is read as
+    return str(torch.Tensor.dtype.__get__(tensor)).removeprefix("torch.")
+
+
+def weight_bytes(model: nn.Module) -> WeightBytes:
+    """Count the bytes of ``model``'s parameters and buffers by dtype; tensors that are shared count once."""
     by_dtype: Counter[str] = Counter()
     weights, seen = 0, set()
     parameters = {id(p): p for p in model.parameters()}
@@ -72,7 +76,7 @@ def weight_bytes(model: nn.Module) -> WeightBytes:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        by_dtype[str(stored(tensor)).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
+        by_dtype[stored_dtype(tensor)] += tensor.numel() * tensor.element_size()
         if id(tensor) in parameters:
             count = 1
             for size in logical_shape(tensor):

@@ -7,13 +7,14 @@ import copy
 import dataclasses
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import upstream
 from modelopt_nb.config import QUANT_TYPES, WeightSpec, excluded_modules, make_config
-from modelopt_nb.memory import MIB, WeightBytes, weight_bytes
+from modelopt_nb.memory import MIB, WeightBytes, stored_dtype, weight_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -207,17 +208,28 @@ def quantize(
     if not hasattr(config, "modelopt_config"):
         raise TypeError(f"config={config!r} is not a ModelOpt configuration. Build one with make_config('FP8')")
     upstream.enable()
-    before = weight_bytes(model)
     layers, entries = plan(model, config)
     algorithm = config.modelopt_config["algorithm"]
     upstream.insert_quantizers(model, entries, algorithm)
     upstream.finish_packing(model, algorithm, forward_loop or config.forward_loop)
-    return measured(model, config, layers, before)
+    return measured(model, config, layers)
 
 
-def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer], before: WeightBytes) -> Report:
+def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer]) -> Report:
     """The report of a model that was packed as ``layers`` plan."""
-    return Report(config.quant_type, tuple(_measure(model, layer) for layer in layers), before, weight_bytes(model))
+    after = weight_bytes(model)
+    layers = [_measure(model, layer) for layer in layers]
+    dense = Counter(after.by_dtype)
+    for name, buffer in model.named_buffers():
+        if "_quantizer." in name:  # scales, which the dense model has not
+            dense[stored_dtype(buffer)] -= buffer.numel() * buffer.element_size()
+    for layer in layers:
+        if layer.packed:
+            weight = model.get_submodule(layer.name).weight
+            dense[stored_dtype(weight)] -= weight.numel() * weight.element_size()
+            dense[layer.dtype] += layer.before
+    before = WeightBytes({dtype: size for dtype, size in dense.items() if size}, after.weights)
+    return Report(config.quant_type, tuple(layers), before, after)
 
 
 def _measure(model: nn.Module, layer: Layer) -> Layer:

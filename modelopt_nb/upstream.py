@@ -287,7 +287,10 @@ def _python_keys(value: Any) -> Any:
 
 
 class PackWhileLoading(Repair):
-    """``from_pretrained(..., quantization_config=...)`` packs each layer as its weight arrives."""
+    """``from_pretrained(..., quantization_config=...)`` packs each layer as its weight arrives.
+
+    In Diffusers through its own quantizer for the method ``modelopt``, in Transformers, which has none, through a new one.
+    """
 
     name = "pack-while-loading"
     broken = "mtq.compress skips the root of what it is given, and Diffusers gives it single layers: nothing is packed"
@@ -305,17 +308,24 @@ class PackWhileLoading(Repair):
         return not is_packed(model[0])
 
     def apply(self) -> None:
+        from diffusers import NVIDIAModelOptConfig
         from diffusers.quantizers import auto
+        from transformers.quantizers import auto as transformers_auto
 
-        from modelopt_nb.loading import Quantizer
+        from modelopt_nb.loading import DiffusersQuantizer, TransformersQuantizer
 
         self._original = auto.AUTO_QUANTIZER_MAPPING["modelopt"]
-        auto.AUTO_QUANTIZER_MAPPING["modelopt"] = Quantizer
+        auto.AUTO_QUANTIZER_MAPPING["modelopt"] = DiffusersQuantizer
+        transformers_auto.AUTO_QUANTIZER_MAPPING["modelopt"] = TransformersQuantizer
+        transformers_auto.AUTO_QUANTIZATION_CONFIG_MAPPING["modelopt"] = NVIDIAModelOptConfig
 
     def remove(self) -> None:
         from diffusers.quantizers import auto
+        from transformers.quantizers import auto as transformers_auto
 
         auto.AUTO_QUANTIZER_MAPPING["modelopt"] = self._original
+        del transformers_auto.AUTO_QUANTIZER_MAPPING["modelopt"]
+        del transformers_auto.AUTO_QUANTIZATION_CONFIG_MAPPING["modelopt"]
 
 
 class RestoreFromConfig(Repair):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from architectures import BUILDERS, build, run
 from conftest import ALL_TYPES
-from diffusers import ModelMixin
 
 from modelopt_nb import dequantized, enable, make_config, quantize
 
@@ -34,11 +33,9 @@ def test_packed_after_loading(name, quant_type):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_packed_while_loading_is_the_same(name, quant_type, tmp_path):
     model, inputs = build(name)
-    if not isinstance(model, ModelMixin):
-        pytest.skip("transformers has no quantizer for ModelOpt: its models are packed after loading")
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path, quantization_config=make_config(quant_type), dtype=torch.float32)
     after = copy.deepcopy(model)
     report = quantize(after, make_config(quant_type))
-    assert loaded.hf_quantizer.report == report
+    assert loaded.hf_quantizer.report.layers == report.layers
     assert torch.equal(run(loaded, inputs), run(after, inputs))

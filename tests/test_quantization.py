@@ -15,12 +15,14 @@ def test_packs_runs_and_agrees(scheme, transformer, inputs):
     with torch.no_grad():
         dense = transformer(**inputs).sample
     expected, _ = plan(transformer, config)
+    before = weight_bytes(transformer)
     report = quantize(transformer, config)
     with torch.no_grad():
         packed = transformer(**inputs).sample
     assert 0 < (packed - dense).norm() / dense.norm() < 0.1
     # what it takes is what the arithmetic says, layer by layer, and what the model really holds
     assert [x.after for x in report.layers] == [x.after for x in expected]
+    assert report.before == before
     assert report.after == weight_bytes(transformer)
     assert report.after.total < report.before.total
     saved = sum(x.before - x.after for x in report.layers)
