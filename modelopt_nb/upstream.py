@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Repair(ABC):
-    """One repair. ``applied`` tells whether it is on in this process."""
+    """One repair: what is ``broken``, in which ``versions``, and where upstream talks about it (``issue``).
+
+    ``applied`` tells whether it is on in this process.
+    """
 
     name: str
     broken: str
@@ -38,12 +41,41 @@ class Repair(ABC):
         """Whether the installed release still has the fault, found by trying it."""
 
     @abstractmethod
+    def patches(self) -> list[tuple[Any, str, Any]]:
+        """What takes the place of what: (owner, attribute or key, replacement)."""
+
     def apply(self) -> None:
         """Put the repair in place."""
+        patches = self.patches()
+        self._originals = [(owner, name, _get(owner).get(name, _ABSENT)) for owner, name, _ in patches]
+        for owner, name, value in patches:
+            _set(owner, name, value)
+        self.applied = True
 
-    @abstractmethod
     def remove(self) -> None:
         """Take the repair out again."""
+        for owner, name, value in reversed(self._originals):
+            _set(owner, name, value)
+        self.applied = False
+
+
+_ABSENT = object()
+
+
+def _get(owner: Any) -> Any:
+    return owner if isinstance(owner, dict) else vars(owner)
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    if isinstance(owner, dict):
+        if value is _ABSENT:
+            del owner[name]
+        else:
+            owner[name] = value
+    elif value is _ABSENT:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
 
 
 class Nf4ReadBack(Repair):
@@ -68,10 +100,10 @@ class Nf4ReadBack(Repair):
             return True
         return not torch.allclose(read, weight, atol=0.2)
 
-    def apply(self) -> None:
+    def patches(self) -> list[tuple[Any, str, Any]]:
         from modelopt.torch.quantization.qtensor import NF4QTensor
 
-        self._original = original = NF4QTensor.dequantize
+        original = NF4QTensor.dequantize
 
         @functools.wraps(original)
         def dequantize(self: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> torch.Tensor:
@@ -80,12 +112,7 @@ class Nf4ReadBack(Repair):
             rows = scale.reshape(double.numel(), -1) / double.reshape(-1, 1)
             return original(self, dtype, **kwargs | {"scale": rows, "double_scale": double.new_ones(())})
 
-        NF4QTensor.dequantize = dequantize
-
-    def remove(self) -> None:
-        from modelopt.torch.quantization.qtensor import NF4QTensor
-
-        NF4QTensor.dequantize = self._original
+        return [(NF4QTensor, "dequantize", dequantize)]
 
 
 class Fp8Zeros(Repair):
@@ -103,11 +130,11 @@ class Fp8Zeros(Repair):
         packed, scale = FP8QTensor.quantize(torch.zeros(2, 2))
         return bool(packed.dequantize(scale=scale).isnan().any())
 
-    def apply(self) -> None:
+    def patches(self) -> list[tuple[Any, str, Any]]:
         import torch
         from modelopt.torch.quantization.qtensor import FP8QTensor
 
-        self._original = original = FP8QTensor.quantize
+        original = FP8QTensor.quantize
 
         @functools.wraps(original)
         def quantize(cls: type, input: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, torch.Tensor]:
@@ -116,12 +143,7 @@ class Fp8Zeros(Repair):
             packed._quantized_data = torch.where(input == 0, torch.zeros_like(data), data)
             return packed, scales
 
-        FP8QTensor.quantize = classmethod(quantize)
-
-    def remove(self) -> None:
-        from modelopt.torch.quantization.qtensor import FP8QTensor
-
-        FP8QTensor.quantize = self._original
+        return [(FP8QTensor, "quantize", classmethod(quantize))]
 
 
 class ConfigFromType(Repair):
@@ -144,10 +166,8 @@ class ConfigFromType(Repair):
         except TypeError:
             return True
 
-    def apply(self) -> None:
+    def patches(self) -> list[tuple[Any, str, Any]]:
         from diffusers import NVIDIAModelOptConfig
-
-        self._original = NVIDIAModelOptConfig.get_config_from_quant_type
 
         def get_config_from_quant_type(self: NVIDIAModelOptConfig) -> dict[str, Any]:
             asked = config.Blocks(
@@ -158,12 +178,7 @@ class ConfigFromType(Repair):
             vars(self).update(vars(blocks))
             return built
 
-        NVIDIAModelOptConfig.get_config_from_quant_type = get_config_from_quant_type
-
-    def remove(self) -> None:
-        from diffusers import NVIDIAModelOptConfig
-
-        NVIDIAModelOptConfig.get_config_from_quant_type = self._original
+        return [(NVIDIAModelOptConfig, "get_config_from_quant_type", get_config_from_quant_type)]
 
 
 class NoSilentSubstitution(Repair):
@@ -193,10 +208,10 @@ class NoSilentSubstitution(Repair):
             log.disabled = before
         return True
 
-    def apply(self) -> None:
+    def patches(self) -> list[tuple[Any, str, Any]]:
         from diffusers import NVIDIAModelOptConfig
 
-        self._original = original = NVIDIAModelOptConfig.__init__
+        original = NVIDIAModelOptConfig.__init__
         known = inspect.signature(original)
 
         @functools.wraps(original)
@@ -217,12 +232,7 @@ class NoSilentSubstitution(Repair):
             original(self, **given)
             del self._algorithm_arguments
 
-        NVIDIAModelOptConfig.__init__ = __init__
-
-    def remove(self) -> None:
-        from diffusers import NVIDIAModelOptConfig
-
-        NVIDIAModelOptConfig.__init__ = self._original
+        return [(NVIDIAModelOptConfig, "__init__", __init__)]
 
 
 class ConfigAsJson(Repair):
@@ -245,10 +255,9 @@ class ConfigAsJson(Repair):
             return True
         return NVIDIAModelOptConfig.from_dict(json.loads(text)).modelopt_config != made
 
-    def apply(self) -> None:
+    def patches(self) -> list[tuple[Any, str, Any]]:
         from diffusers import NVIDIAModelOptConfig
 
-        self._original = NVIDIAModelOptConfig.__dict__.get("to_dict"), NVIDIAModelOptConfig.__dict__.get("from_dict")
         base = super(NVIDIAModelOptConfig, NVIDIAModelOptConfig)
 
         def to_dict(self: NVIDIAModelOptConfig) -> dict[str, Any]:
@@ -259,17 +268,7 @@ class ConfigAsJson(Repair):
             restored = {name: _python_keys(value) for name, value in config_dict.items()}
             return base.from_dict.__func__(cls, restored, return_unused_kwargs, **kwargs)
 
-        NVIDIAModelOptConfig.to_dict = to_dict
-        NVIDIAModelOptConfig.from_dict = classmethod(from_dict)
-
-    def remove(self) -> None:
-        from diffusers import NVIDIAModelOptConfig
-
-        for name, value in zip(("to_dict", "from_dict"), self._original, strict=True):
-            if value is None:
-                delattr(NVIDIAModelOptConfig, name)
-            else:
-                setattr(NVIDIAModelOptConfig, name, value)
+        return [(NVIDIAModelOptConfig, "to_dict", to_dict), (NVIDIAModelOptConfig, "from_dict", classmethod(from_dict))]
 
 
 def _string_keys(value: Any) -> Any:
@@ -307,25 +306,18 @@ class PackWhileLoading(Repair):
         mtq.compress(model[0])
         return not is_packed(model[0])
 
-    def apply(self) -> None:
+    def patches(self) -> list[tuple[Any, str, Any]]:
         from diffusers import NVIDIAModelOptConfig
         from diffusers.quantizers import auto
         from transformers.quantizers import auto as transformers_auto
 
         from modelopt_nb.loading import DiffusersQuantizer, TransformersQuantizer
 
-        self._original = auto.AUTO_QUANTIZER_MAPPING["modelopt"]
-        auto.AUTO_QUANTIZER_MAPPING["modelopt"] = DiffusersQuantizer
-        transformers_auto.AUTO_QUANTIZER_MAPPING["modelopt"] = TransformersQuantizer
-        transformers_auto.AUTO_QUANTIZATION_CONFIG_MAPPING["modelopt"] = NVIDIAModelOptConfig
-
-    def remove(self) -> None:
-        from diffusers.quantizers import auto
-        from transformers.quantizers import auto as transformers_auto
-
-        auto.AUTO_QUANTIZER_MAPPING["modelopt"] = self._original
-        del transformers_auto.AUTO_QUANTIZER_MAPPING["modelopt"]
-        del transformers_auto.AUTO_QUANTIZATION_CONFIG_MAPPING["modelopt"]
+        return [
+            (auto.AUTO_QUANTIZER_MAPPING, "modelopt", DiffusersQuantizer),
+            (transformers_auto.AUTO_QUANTIZER_MAPPING, "modelopt", TransformersQuantizer),
+            (transformers_auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "modelopt", NVIDIAModelOptConfig),
+        ]
 
 
 class RestoreFromConfig(Repair):
@@ -345,11 +337,11 @@ class RestoreFromConfig(Repair):
 
         return "requires_grad" not in inspect.signature(QTensorWrapper.__new__).parameters
 
-    def apply(self) -> None:
+    def patches(self) -> list[tuple[Any, str, Any]]:
         from diffusers import NVIDIAModelOptConfig
         from modelopt.torch.opt.plugins import diffusers as plugin
 
-        self._original = original = plugin._patch_model_init_for_modelopt
+        original = plugin._patch_model_init_for_modelopt
 
         @functools.wraps(original)
         def patch(cls: type, model_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -357,17 +349,11 @@ class RestoreFromConfig(Repair):
                 return contextlib.nullcontext()
             return original(cls, model_path, *args, **kwargs)
 
-        plugin._patch_model_init_for_modelopt = patch
-        # it warns wherever ModelOpt's pickles are not switched on, and nothing here needs them
-        self._warning = NVIDIAModelOptConfig.check_model_patching
-        NVIDIAModelOptConfig.check_model_patching = lambda self, operation="loading": None
-
-    def remove(self) -> None:
-        from diffusers import NVIDIAModelOptConfig
-        from modelopt.torch.opt.plugins import diffusers as plugin
-
-        plugin._patch_model_init_for_modelopt = self._original
-        NVIDIAModelOptConfig.check_model_patching = self._warning
+        return [
+            (plugin, "_patch_model_init_for_modelopt", patch),
+            # it warns wherever ModelOpt's pickles are not switched on, and nothing here needs them
+            (NVIDIAModelOptConfig, "check_model_patching", lambda self, operation="loading": None),
+        ]
 
 
 def _says_how_it_was_packed(folder: Path) -> bool:
@@ -396,19 +382,14 @@ class PackedDtype(Repair):
 
         return QTensorWrapper(FP8QTensor.quantize(torch.ones(2, 2))[0]).dtype != torch.float32
 
-    def apply(self) -> None:
+    def patches(self) -> list[tuple[Any, str, Any]]:
         import torch
         from modelopt.torch.quantization.qtensor import QTensorWrapper
 
         def dtype(self: QTensorWrapper) -> torch.dtype:
             return self.metadata["dtype"] if hasattr(self, "metadata") else torch.Tensor.dtype.__get__(self)
 
-        QTensorWrapper.dtype = property(dtype)
-
-    def remove(self) -> None:
-        from modelopt.torch.quantization.qtensor import QTensorWrapper
-
-        del QTensorWrapper.dtype
+        return [(QTensorWrapper, "dtype", property(dtype))]
 
 
 REPAIRS: tuple[Repair, ...] = (
@@ -433,7 +414,6 @@ def enable() -> None:
         for repair in REPAIRS:
             if not repair.applied and repair.needed():
                 repair.apply()
-                repair.applied = True
 
 
 @contextlib.contextmanager
