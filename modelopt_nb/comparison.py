@@ -17,6 +17,7 @@ from modelopt_nb.config import make_config
 from modelopt_nb.memory import MIB, WeightBytes, peak_memory, weight_bytes
 from modelopt_nb.pipeline import component_name, draw, prompts_encoded_once, swapped
 from modelopt_nb.quantization import Report, dequantized, plan, quantize
+from modelopt_nb.reader import percent, read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 DENSE = "dense"
-MEMORY_STEPS, TIMED_STEPS = 1, 5  # of the short runs on the packed model
+MEMORY_STEPS, TIMED_CALLS = 1, 2  # of the short run on the packed model, and of the model alone
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a comparison. Bytes are the quantized component's; ``peak`` is in bytes, ``step`` in seconds."""
+    """One row of a comparison. Bytes are the quantized component's; ``peak`` is in bytes, ``step`` in seconds.
+
+    ``read`` is what the reader named right: boolean columns ``subject_ok`` and ``background_ok``, a row a picture.
+    """
 
     name: str
     weights: WeightBytes
@@ -41,6 +45,7 @@ class Variant:
     psnr: list[float]
     ssim: list[float]
     report: Report | None = None
+    read: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,18 @@ class Table:
     frame: pd.DataFrame
     caption: str
 
-    DIGITS = {"peak MiB": 0, "s per step": 4, "of bf16": 3, "PSNR dB": 1, "SSIM": 3}
+    DIGITS = {
+        "weights MiB": 2,
+        "bits per weight": 2,
+        "of bf16": 3,
+        "peak MiB": 0,
+        "s per step": 4,
+        "PSNR dB": 1,
+        "SSIM": 3,
+    }
 
     def _formats(self) -> dict[str, str]:
-        return {name: f"{{:.{self.DIGITS.get(name, 2)}f}}" for name in self.frame.columns}
+        return {name: f"{{:.{self.DIGITS.get(name, 1)}f}}" for name in self.frame.columns}
 
     def __repr__(self) -> str:
         formatters = {name: form.format for name, form in self._formats().items()}
@@ -91,7 +104,8 @@ class Comparison:
         component's, scales and layers left dense included. ``peak MiB``: on CUDA what the allocator held at most, on a
         CPU the weights of the whole pipeline plus the peak of the tensors made while one picture is drawn, packed.
         ``s per step``: the component's time in one denoising step of one picture, packed. ``PSNR dB`` and ``SSIM``:
-        means over the pictures, against dense.
+        means over the pictures, against dense. Where the prompts say what they show: ``subject_ok`` and
+        ``background_ok``, percent of the pictures that the reader names right, with the ends of the 95 % intervals.
         """
         import pandas as pd
 
@@ -104,6 +118,7 @@ class Comparison:
                 "s per step": v.step,
                 "PSNR dB": statistics.fmean(v.psnr) if v.psnr else float("nan"),
                 "SSIM": statistics.fmean(v.ssim) if v.ssim else float("nan"),
+                **_named_right(v.read),
             }
             for v in self.variants
         }
@@ -125,6 +140,13 @@ class Comparison:
         from modelopt_nb.plots import plot_grid
 
         return plot_grid(self, rows)
+
+
+def _named_right(read: pd.DataFrame | None) -> dict[str, float]:
+    columns = {}
+    for name in [] if read is None else read.columns:
+        columns[name], columns[f"{name} low"], columns[f"{name} high"] = percent(read[name])
+    return columns
 
 
 def machine(model: nn.Module) -> str:
@@ -157,7 +179,7 @@ def _configs(variants: Any) -> dict[str, NVIDIAModelOptConfig]:
 def compare(
     pipeline: DiffusionPipeline,
     variants: Sequence[str] | Mapping[str, str | NVIDIAModelOptConfig],
-    prompts: Sequence[str],
+    prompts: Sequence[str] | pd.DataFrame,
     seeds: int | Sequence[int] = 0,
     *,
     steps: int = 20,
@@ -175,7 +197,9 @@ def compare(
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.
         variants: Quant types, or configurations by name. ``dense`` is always first.
-        prompts: One picture each.
+        prompts: One picture each; or a frame with a column ``prompt`` (and ``seed``), as from
+            :func:`modelopt_nb.load_prompts`. Where it says ``subject`` and ``background`` too, the reader looks at every
+            picture: :attr:`Comparison.frame` gets ``subject_ok`` and ``background_ok``.
         seeds: One a prompt, or the first of consecutive ones.
         steps: Denoising steps.
         component: The part to quantize; the transformer or UNet by default.
@@ -193,6 +217,11 @@ def compare(
     import torch
     from tqdm.auto import tqdm
 
+    expected = None
+    if hasattr(prompts, "columns"):
+        expected = prompts[["subject", "background"]] if {"subject", "background"} <= set(prompts.columns) else None
+        seeds = prompts["seed"].tolist() if "seed" in prompts.columns else seeds
+        prompts = prompts["prompt"].tolist()
     if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings in a list")
     prompts = list(prompts)
@@ -214,12 +243,13 @@ def compare(
     others = sum(
         (weight_bytes(m).total for n, m in pipeline.components.items() if isinstance(m, torch.nn.Module) and n != part)
     )
-    total = (1 + len(configs)) * (steps * -(-len(prompts) // batch_size) + MEMORY_STEPS + TIMED_STEPS)
+    total = (1 + len(configs)) * (steps * -(-len(prompts) // batch_size) + MEMORY_STEPS) + 1
     bar = tqdm(total=total, disable=not progress, unit="step")
-    runner = _Runner(pipeline, part, prompts, seeds, steps, batch_size, call, others, bar.update)
+    runner = _Runner(pipeline, part, prompts, seeds, steps, batch_size, call, others, bar.update, expected)
     try:
         with bar, runner.prepared():
             bar.set_description(DENSE)
+            runner._keep_a_call(dense)
             comparison.variants.append(runner.run(DENSE, dense, None))
             device = next(dense.parameters()).device
             for name, config in configs.items():
@@ -250,6 +280,7 @@ class _Runner:
     call: dict[str, Any]
     others: int
     tick: Callable[[], Any]
+    expected: pd.DataFrame | None
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
@@ -265,18 +296,30 @@ class _Runner:
     def run(
         self, name: str, model: nn.Module, report: Report | None, reference: list[np.ndarray] | None = None
     ) -> Variant:
+        import torch
+
         with swapped(self.pipeline, self.part, model):
-            probe = self._probe(model)
+            with peak_memory() as memory:
+                self._draw(0, 1, MEMORY_STEPS)
+            output, step = self._time(model)
             with dequantized(model):
-                same = report is None or probe.agrees(model)
+                same = report is None or torch.equal(self._call(model), output)
                 images = self._draw_all() if same else None
             images = images or self._draw_all()
         weights = weight_bytes(model)
-        cuda = probe.memory.cuda_allocated
-        peak = cuda if cuda else self.others + weights.total + probe.memory.tensors
-        pairs = list(zip(images, reference, strict=True)) if reference is not None else []
-        psnr, ssim = ([measure(*pair) for pair in pairs] for measure in (metrics.psnr, metrics.ssim))
-        return Variant(name, weights, peak, probe.step, images, psnr, ssim, report)
+        cuda = memory.cuda_allocated
+        peak = cuda if cuda else self.others + weights.total + memory.tensors
+        psnr, ssim = _distances(images, reference) if reference else ([], [])
+        return Variant(name, weights, peak, step, images, psnr, ssim, report, self._read(images))
+
+    def _read(self, images: list[np.ndarray]) -> pd.DataFrame | None:
+        """What the reader named right, where the prompts say what is right."""
+        import pandas as pd
+
+        if self.expected is None:
+            return None
+        named = read(images)
+        return pd.DataFrame({f"{x}_ok": (named[x].array == self.expected[x].array) for x in self.expected.columns})
 
     def _draw(self, first: int, count: int, steps: int) -> list[np.ndarray]:
         chosen = slice(first, first + count)
@@ -289,55 +332,44 @@ class _Runner:
         firsts = range(0, len(self.prompts), self.batch_size)
         return [image for first in firsts for image in self._draw(first, self.batch_size, self.steps)]
 
-    def _probe(self, model: nn.Module) -> _Probe:
-        """Two short runs of one picture: one for peak memory, one for the time of a step and a call to compare with."""
-        probe = _Probe()
-        with peak_memory() as probe.memory:
-            self._draw(0, 1, MEMORY_STEPS)
-        hooks = (
-            model.register_forward_pre_hook(probe.begin, with_kwargs=True),
-            model.register_forward_hook(probe.end, with_kwargs=True),
-        )
+    def _keep_a_call(self, model: nn.Module) -> None:
+        """Draw one picture in one step, and keep the first call of ``model``: every variant is timed on it."""
+
+        def keep(model: nn.Module, args: tuple, kwargs: dict) -> None:
+            self.calls.append((args, kwargs))
+
+        self.calls: list[tuple[tuple, dict]] = []
+        hook = model.register_forward_pre_hook(keep, with_kwargs=True)
         try:
-            self._draw(0, 1, TIMED_STEPS)
+            self._draw(0, 1, 1)
         finally:
-            for hook in hooks:
-                hook.remove()
-        return probe
+            hook.remove()
 
-
-class _Probe:
-    """Times every call of a model and keeps the last one's arguments and output."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    @staticmethod
-    def _now() -> float:
+    def _call(self, model: nn.Module) -> Any:
         import torch
 
+        args, kwargs = self.calls[0]
+        with torch.no_grad():
+            output = model(*args, **kwargs)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return output[0] if isinstance(output, tuple) else output.sample
 
-    def begin(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.started = self._now()
+    def _time(self, model: nn.Module) -> tuple[Any, float]:
+        """The kept call's output, and the seconds of one step: the mean call, times the calls that a step makes."""
+        seconds = []
+        for _ in range(TIMED_CALLS):
+            start = time.perf_counter()
+            output = self._call(model)
+            seconds.append(time.perf_counter() - start)
+        return output, statistics.fmean(seconds) * len(self.calls)
 
-    def end(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        self.seconds.append(self._now() - self.started)
-        self.last = args, kwargs, output
 
-    @property
-    def step(self) -> float:
-        """Seconds in one denoising step: the median call, times the calls that a step makes."""
-        return statistics.median(self.seconds[1:]) * len(self.seconds) / TIMED_STEPS
+def _distances(images: list[np.ndarray], reference: list[np.ndarray]) -> tuple[list[float], list[float]]:
+    """PSNR and SSIM of every picture; NumPy and SciPy leave the interpreter free, so that pictures share the cores."""
+    from concurrent.futures import ThreadPoolExecutor
 
-    def agrees(self, model: nn.Module) -> bool:
-        """Whether ``model`` gives the kept output again, bit for bit (a low-precision matrix product would not)."""
-        import torch
-
-        args, kwargs, packed = self.last
-        with torch.no_grad():
-            unpacked = model(*args, **kwargs)
-        first, second = (x[0] if isinstance(x, tuple) else x.sample for x in (packed, unpacked))
-        return torch.equal(first, second)
+    with ThreadPoolExecutor() as pool:
+        pending = [pool.map(measure, images, reference) for measure in (metrics.psnr, metrics.ssim)]
+        psnr, ssim = (list(results) for results in pending)
+    return psnr, ssim

@@ -159,12 +159,12 @@ def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
     """
     import torch
 
-    gc.collect()
     peak, stop = PeakMemory(), threading.Event()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     cuda = torch.cuda.is_available()
     if cuda:
+        gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     samples = [(_resident(), _status("RssAnon"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +117,25 @@ def prompts_encoded_once(pipeline: DiffusionPipeline) -> Iterator[None]:
         del pipeline.encode_prompt
 
 
+def native_size(pipeline: DiffusionPipeline) -> dict[str, int]:
+    """``height`` and ``width`` in px that the transformer was trained for, where the pipeline asks for others by default.
+
+    ``SanaPipeline`` asks for 1024 px whatever its transformer, and enlarges what a smaller one drew. Empty for a pipeline
+    that takes the size from its model, and for one whose model does not say.
+    """
+    height = inspect.signature(pipeline.__call__).parameters.get("height")
+    model = getattr(pipeline, "transformer", None)
+    cells = getattr(getattr(model, "config", None), "sample_size", None)
+    if height is None or height.default is None or not isinstance(cells, int):
+        return {}
+    side = cells * pipeline.vae_scale_factor
+    return {"height": side, "width": side}
+
+
 def draw(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], **call: Any) -> list[np.ndarray]:
     """Draw a picture for each prompt from its own seed: uint8 (height, width, 3), videos (frames, height, width, 3).
+
+    Without a size in ``call``, pictures have the size that the model was trained for (see :func:`native_size`).
 
     Raises:
         FloatingPointError: Where a picture holds NaN.
@@ -126,7 +144,8 @@ def draw(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[in
     import torch
 
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    result = pipeline(prompt=list(prompts), generator=generators, output_type="np", **call)
+    size = {} if call.keys() & {"height", "width"} else native_size(pipeline)
+    result = pipeline(prompt=list(prompts), generator=generators, output_type="np", **size, **call)
     pictures = result.images if hasattr(result, "images") else result.frames
     pictures = np.asarray(pictures)
     if not np.isfinite(pictures).all():

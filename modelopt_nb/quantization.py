@@ -248,14 +248,10 @@ def dequantized(model: nn.Module) -> Iterator[nn.Module]:
     The model computes what it computes packed, bit for bit, without dequantizing at every call: made for drawing many
     pictures where there is room for the dense weights. Quantized activations stay quantized.
     """
-    packed = {module: module.weight for module in model.modules() if upstream.is_packed(module)}
-    try:
-        for module in packed:
-            upstream.unpack(module)
+    with contextlib.ExitStack() as stack:
+        for module in [m for m in model.modules() if upstream.is_packed(m)]:
+            stack.callback(upstream.unpack(module))
         yield model
-    finally:
-        for module, weight in packed.items():
-            upstream.repack(module, weight)
 
 
 def weight_errors(model: nn.Module, config: NVIDIAModelOptConfig) -> pd.Series:

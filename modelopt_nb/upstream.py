@@ -525,21 +525,29 @@ def read_packed(module: nn.Module) -> torch.Tensor:
     return module.weight_quantizer.dequantize(module.weight)
 
 
-def unpack(module: nn.Module) -> None:
-    """Replace a layer's packed weight by the dense weight it is read as; the layer's outputs stay the same."""
+def unpack(module: nn.Module) -> Callable[[], None]:
+    """Replace a layer's packed weight by the dense weight it is read as; the layer's outputs stay the same.
+
+    A layer that quantizes nothing but its weight is of its plain class meanwhile, without the quantizers' overhead.
+    Returns the function that undoes all this.
+    """
     import torch
 
-    dense = read_packed(module)
+    dense, packed, quantized = read_packed(module), module._parameters.pop("weight"), module.__class__
+    others = (module.input_quantizer, module.output_quantizer)
+    low_rank = getattr(module.weight_quantizer, "svdquant_lora_a", None)
+    if low_rank is None and not any(q.is_enabled or getattr(q, "pre_quant_scale", None) is not None for q in others):
+        module.__class__ = module.original_cls
     module.weight_quantizer.disable()
-    del module._parameters["weight"]  # a packed layer packs or wraps whatever replaces a packed weight
     module.register_parameter("weight", torch.nn.Parameter(dense, requires_grad=False))
 
+    def undo() -> None:
+        module.__class__ = quantized
+        del module._parameters["weight"]  # a packed layer packs or wraps whatever replaces a packed weight
+        module.register_parameter("weight", packed)
+        module.weight_quantizer.enable()
 
-def repack(module: nn.Module, weight: torch.Tensor) -> None:
-    """Undo :func:`unpack`: put a packed weight back."""
-    del module._parameters["weight"]
-    module.register_parameter("weight", weight)
-    module.weight_quantizer.enable()
+    return undo
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from modelopt_nb import load_pipeline
-from modelopt_nb.pipeline import component_name, draw, prompts_encoded_once, swapped
+from modelopt_nb.pipeline import component_name, draw, native_size, prompts_encoded_once, swapped
 
 
 def test_the_embedded_pipeline_is_a_whole_sana_pipeline(pipeline):
@@ -34,9 +34,17 @@ def test_same_seed_same_picture(pipeline):
     assert not np.array_equal(first, other)
 
 
+def test_a_size_is_passed_on(pipeline):
+    assert native_size(pipeline) == {"height": 512, "width": 512}
+    (picture,) = draw(
+        pipeline, ["a lemon"], [0], num_inference_steps=1, height=256, width=256, use_resolution_binning=False
+    )
+    assert picture.shape == (256, 256, 3)
+
+
 def test_nan_is_not_drawn(pipeline):
     class Broken(torch.nn.Module):
-        config, dtype = pipeline.transformer.config, torch.float32
+        config, dtype, device = pipeline.transformer.config, torch.float32, torch.device("cpu")
 
         def forward(self, hidden_states, **_):
             return (hidden_states * float("nan"),)

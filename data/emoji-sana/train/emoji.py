@@ -50,11 +50,15 @@ def with_article(noun: str) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """One emoji: its name in prompts, its category and its file under ``data/emoji``."""
+    """One emoji: its name in prompts, its category and its file under ``data/emoji``.
+
+    ``sitting`` is the sitting of training from which the transformer knows it; autoencoder and text encoder know all.
+    """
 
     name: str
     category: str
     file: Path
+    sitting: int
 
     @property
     def phrase(self) -> str:
@@ -71,7 +75,10 @@ class Subject:
 def subjects() -> list[Subject]:
     """All subjects, in the order of ``data/emoji/subjects.csv``."""
     with open(EMOJI / "subjects.csv", encoding="utf-8", newline="") as file:
-        return [Subject(r["subject"], r["category"], EMOJI / f"{r['codepoint']}.webp") for r in csv.DictReader(file)]
+        return [
+            Subject(r["subject"], r["category"], EMOJI / f"{r['codepoint']}.webp", int(r["sitting"]))
+            for r in csv.DictReader(file)
+        ]
 
 
 def sprites(size: int = SPRITE) -> np.ndarray:

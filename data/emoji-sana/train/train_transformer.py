@@ -2,7 +2,8 @@
 
 python data/emoji-sana/train/train_transformer.py --steps 5000
 
-Needs what train_autoencoder.py and train_text_encoder.py left in ``--work``. Resumes from ``--work``/transformer.pt;
+Needs what train_autoencoder.py and train_text_encoder.py left in ``--work``; where that folder has no autoencoder, takes
+both, and the transformer to start from, from the pipeline that is there. Resumes from ``--work``/transformer.pt;
 ``--write FOLDER`` writes the pipeline from the newest checkpoint and stops.
 """
 
@@ -22,7 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train_autoencoder import to_tensor
 from transformers import Gemma2Model, GemmaTokenizer
 
-SHIFTS = 2  # moved copies of every (subject, background, mirrored) picture
+WRITTEN = Path(__file__).resolve().parents[1]  # the pipeline's folder, data/emoji-sana
+CELL = 32  # px of one latent: pictures are moved by whole ones, so that a moved subject has the same latents
+MOVED = 0.2  # share of pictures that are moved off the centre
 TOKENS = 24  # longest prompt that is cached, with the first token that the pipeline keeps
 DROP = 0.1  # share of pictures trained without their prompt, for classifier-free guidance
 
@@ -46,6 +49,7 @@ def build() -> SanaTransformer2DModel:
 
 
 def load_pipeline(work: Path, transformer: SanaTransformer2DModel | None = None) -> SanaPipeline:
+    work = work if (work / "vae").is_dir() else WRITTEN
     return SanaPipeline(
         tokenizer=GemmaTokenizer.from_pretrained(work / "tokenizer"),
         text_encoder=Gemma2Model.from_pretrained(work / "text_encoder", dtype=torch.float32).eval(),
@@ -56,24 +60,25 @@ def load_pipeline(work: Path, transformer: SanaTransformer2DModel | None = None)
 
 
 @torch.inference_mode()
-def cache_latents(pipeline: SanaPipeline, path: Path, seed: int, shift: int) -> torch.Tensor:
-    """Scaled latents, float16 of shape (subjects, backgrounds, mirrored, SHIFTS, 32, 16, 16)."""
+def cache_latents(pipeline: SanaPipeline, path: Path, learned: list[int], seed: int) -> torch.Tensor:
+    """Scaled latents, float16 of shape (learned, backgrounds, mirrored, moved, 32, 16, 16)."""
     if not path.exists():
-        sprites, vae = emoji.sprites(), pipeline.vae.to(memory_format=torch.channels_last)
+        sprites, vae = emoji.sprites()[learned], pipeline.vae.to(memory_format=torch.channels_last)
         rng, out = np.random.default_rng(seed), []
+        moves = [(y, x) for y in (-CELL, 0, CELL) for x in (-CELL, 0, CELL) if (y, x) != (0, 0)]
         for i, sprite in enumerate(sprites):
             pictures = [
-                emoji.compose(sprite, colour, mirror=mirror, shift=tuple(rng.integers(-shift, shift + 1, 2)))
+                emoji.compose(sprite, colour, mirror=mirror, shift=moves[rng.integers(len(moves))] if moved else (0, 0))
                 for colour in emoji.BACKGROUNDS.values()
                 for mirror in (False, True)
-                for _ in range(SHIFTS)
+                for moved in (False, True)
             ]
             with torch.autocast("cpu", torch.bfloat16):
                 latents = vae.encode(to_tensor(np.stack(pictures)).contiguous(memory_format=torch.channels_last)).latent
             out.append((latents.float() * vae.config.scaling_factor).half().contiguous())
             if i % 20 == 0:
                 print(f"latents of {i + 1} of {len(sprites)} subjects", flush=True)
-        torch.save(torch.stack(out).unflatten(1, (len(emoji.BACKGROUNDS), 2, SHIFTS)), path)
+        torch.save(torch.stack(out).unflatten(1, (len(emoji.BACKGROUNDS), 2, 2)), path)
     return torch.load(path, weights_only=True)
 
 
@@ -150,12 +155,13 @@ def main() -> None:
     args.add_argument("--steps", type=int, default=5000)
     args.add_argument("--batch", type=int, default=64)
     args.add_argument("--lr", type=float, default=1e-3)
-    args.add_argument("--shift", type=int, default=12, help="px that a picture is moved at the most, each way")
+    args.add_argument("--sitting", type=int, default=1, help="learn the subjects of this sitting and of earlier ones")
     args.add_argument("--seed", type=int, default=0)
     args = args.parse_args()
 
     torch.manual_seed(args.seed)
-    model = build().to(memory_format=torch.contiguous_format)
+    trained_here = (args.work / "vae").is_dir()
+    model = build() if trained_here else SanaTransformer2DModel.from_pretrained(WRITTEN / "transformer")
     optimizer = MuonAndAdamW(model, args.lr)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     path = args.work / "transformer.pt"
@@ -169,17 +175,21 @@ def main() -> None:
         return
 
     pipeline = load_pipeline(args.work)
-    latents = cache_latents(pipeline, args.work / f"latents-{args.shift}.pt", args.seed, args.shift)
+    learned = [i for i, s in enumerate(emoji.subjects()) if s.sitting <= args.sitting]
+    latents = cache_latents(pipeline, args.work / f"latents-{args.sitting}.pt", learned, args.seed)
     prompts = cache_prompts(pipeline, args.work / "prompts.pt")
-    sizes = (*latents.shape[:4], len(emoji.TEMPLATES))
+    learned = torch.tensor(learned)
+    sizes = (len(learned), len(emoji.BACKGROUNDS), 2, len(emoji.TEMPLATES))
     start, losses = time.time(), []
     for step in range(first, args.steps):
         dice = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         n = args.batch
-        s, b, m, k, t = (torch.randint(size, (n,), generator=dice) for size in sizes)
+        s, b, m, t = (torch.randint(size, (n,), generator=dice) for size in sizes)
+        k = (torch.rand(n, generator=dice) < MOVED).long()
         instruction = (torch.rand(n, generator=dice) < 0.1).long()  # 0: with the pipeline's instruction in front
         clean = latents[s, b, m, k].float()
-        embeds, mask = prompts["embeds"][instruction, s, b, t].float(), prompts["mask"][instruction, s, b, t]
+        words = (instruction, learned[s], b, t)
+        embeds, mask = prompts["embeds"][words].float(), prompts["mask"][words]
         dropped = torch.rand(n, generator=dice) < DROP
         embeds[dropped], mask[dropped] = prompts["null_embeds"].float(), prompts["null_mask"]
         noise = torch.randn(clean.shape, generator=dice)
