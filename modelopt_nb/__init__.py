@@ -32,6 +32,8 @@ _HOME = {
     "load_reader": "reader",
     "read": "reader",
     "reader_distance": "reader",
+    "clip_score": "metrics",
+    "lpips": "metrics",
     "psnr": "metrics",
     "ssim": "metrics",
     "plot_difference": "plots",
@@ -39,6 +41,7 @@ _HOME = {
     "plot_format": "plots",
     "plot_grid": "plots",
     "plot_quality": "plots",
+    "plot_schemes": "plots",
 }
 __all__ = [*_HOME, "__version__"]
 

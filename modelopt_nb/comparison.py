@@ -46,6 +46,7 @@ class Variant:
     ssim: list[float]
     report: Report | None = None
     read: pd.DataFrame | None = None
+    extra: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ class Table:
         "s per step": 4,
         "PSNR dB": 1,
         "SSIM": 3,
+        **{f"{what}_ok{end}": 1 for what in ("subject", "background") for end in ("", " low", " high")},
     }
 
     def _formats(self) -> dict[str, str]:
-        return {name: f"{{:.{self.DIGITS.get(name, 1)}f}}" for name in self.frame.columns}
+        return {name: f"{{:.{self.DIGITS.get(name, 2)}f}}" for name in self.frame.columns}
 
     def __repr__(self) -> str:
         formatters = {name: form.format for name, form in self._formats().items()}
@@ -118,6 +120,7 @@ class Comparison:
                 "s per step": v.step,
                 "PSNR dB": statistics.fmean(v.psnr) if v.psnr else float("nan"),
                 "SSIM": statistics.fmean(v.ssim) if v.ssim else float("nan"),
+                **{name: statistics.fmean(values) for name, values in v.extra.items()},
                 **_named_right(v.read),
             }
             for v in self.variants
@@ -186,6 +189,7 @@ def compare(
     component: str | None = None,
     batch_size: int = 4,
     progress: bool = True,
+    extra: Mapping[str, metrics.Measure] | None = None,
     **call: Any,
 ) -> Comparison:
     """Draw the same pictures dense and with every variant, from the same starting noise.
@@ -205,6 +209,7 @@ def compare(
         component: The part to quantize; the transformer or UNet by default.
         batch_size: Pictures drawn in one call.
         progress: Show a progress bar.
+        extra: Further columns by name, such as ``{"LPIPS": lpips()}`` and ``{"CLIP score": clip_score()}``.
         call: Passed on to the pipeline, such as ``guidance_scale``, ``height``, ``max_sequence_length``.
 
     Returns:
@@ -233,6 +238,8 @@ def compare(
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} is not allowed. Allowed: a whole number of 1 or more")
+    if taken := sorted(Table.DIGITS.keys() & set(extra or ())):
+        raise ValueError(f"extra names {', '.join(taken)}, which the table has already. Allowed: other names")
     part = component_name(pipeline, component)
     dense = getattr(pipeline, part)
     configs = _configs(variants)
@@ -245,7 +252,7 @@ def compare(
     )
     total = (1 + len(configs)) * (steps * -(-len(prompts) // batch_size) + MEMORY_STEPS) + 1
     bar = tqdm(total=total, disable=not progress, unit="step")
-    runner = _Runner(pipeline, part, prompts, seeds, steps, batch_size, call, others, bar.update, expected)
+    runner = _Runner(pipeline, part, prompts, seeds, steps, batch_size, call, others, bar.update, expected, extra or {})
     try:
         with bar, runner.prepared():
             bar.set_description(DENSE)
@@ -281,6 +288,7 @@ class _Runner:
     others: int
     tick: Callable[[], Any]
     expected: pd.DataFrame | None
+    extra: Mapping[str, metrics.Measure]
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
@@ -310,7 +318,9 @@ class _Runner:
         cuda = memory.cuda_allocated
         peak = cuda if cuda else self.others + weights.total + memory.tensors
         psnr, ssim = _distances(images, reference) if reference else ([], [])
-        return Variant(name, weights, peak, step, images, psnr, ssim, report, self._read(images))
+        triples = list(zip(images, reference or [None] * len(images), self.prompts, strict=True))
+        extra = {name: [measure(*triple) for triple in triples] for name, measure in self.extra.items()}
+        return Variant(name, weights, peak, step, images, psnr, ssim, report, self._read(images), extra)
 
     def _read(self, images: list[np.ndarray]) -> pd.DataFrame | None:
         """What the reader named right, where the prompts say what is right."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import ModelMixin
 from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
+from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from modelopt_nb import upstream
+from modelopt_nb import saving, upstream
 from modelopt_nb.quantization import Report, measured, plan
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ class Packing:
         self.layers, entries = plan(model, config)
         self.specs = {x.name: x.spec for x in self.layers if x.packed}
         self.dtypes = {name: model.get_submodule(name).weight.dtype for name in self.specs}
+        self.expected: dict[str, dict[str, Any]] = {}
         upstream.insert_quantizers(model, entries, self.algorithm)
 
     def is_packed_weight(self, name: str) -> bool:
@@ -38,18 +43,19 @@ class Packing:
         layer, _, tensor = name.rpartition(".")
         return tensor == "weight" and layer in self.specs
 
-    def expect_packed(self, names: Iterable[str]) -> None:
-        """Prepare for the tensors of a packed checkpoint, called ``names``."""
+    def expect_packed(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Prepare for the tensors of a packed checkpoint, by name."""
         saved = self.config.packed_dtype
+        self.expected = {}
+        if self.algorithm["method"] == "svdquant":
+            upstream.expect_low_rank(self.model)
         for name, spec in self.specs.items():
-            dtype = self.dtypes[name]
-            upstream.expect_packed(
-                self.model.get_submodule(name), spec, getattr(torch, saved) if saved else dtype, dtype
-            )
-        for name in names:
-            if name.endswith("input_quantizer._amax"):
-                quantizer = self.model.get_submodule(name.rpartition(".")[0])
-                quantizer.register_buffer("_amax", torch.empty((), device="meta"))
+            layer, dtype = self.model.get_submodule(name), self.dtypes[name]
+            self.expected[name] = upstream.expect_packed(layer, spec, getattr(torch, saved) if saved else dtype, dtype)
+        for name, shape in shapes.items():
+            owner, _, tensor = name.rpartition(".")
+            if owner.endswith("input_quantizer") or tensor in upstream.LOW_RANK:  # what calibration found
+                self.model.get_submodule(owner).register_buffer(tensor, torch.empty(tuple(shape), device="meta"))
 
     def pack(self, name: str, weight: torch.Tensor) -> None:
         """Pack one weight that has arrived; it waits for the others where a forward loop will calibrate the model."""
@@ -61,6 +67,8 @@ class Packing:
     def finish(self, calibrate: bool) -> Report:
         """Record the packing on the model and measure it; first calibrate and pack it where a loop was waited for."""
         _align(self.model)
+        for name, metadata in self.expected.items():
+            upstream.wrap_packed(self.model.get_submodule(name), metadata)
         loop = self.config.forward_loop if calibrate else None
         upstream.finish_packing(self.model, self.algorithm if loop else None, loop)
         self.config.packed_dtype = str(next(iter(self.dtypes.values()))).removeprefix("torch.")
@@ -78,6 +86,21 @@ def _align(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
+def attach(model: nn.Module, config: NVIDIAModelOptConfig, report: Report) -> None:
+    """Leave ``model``, packed after it was loaded, as if it had been packed while it was: ready to be saved."""
+    kinds = {ModelMixin: DiffusersQuantizer, PreTrainedModel: TransformersQuantizer}
+    for kind, quantizer in kinds.items():
+        if isinstance(model, kind):
+            config = copy.copy(config)  # the caller may pack another model with it
+            config.packed_dtype = report.packed[0].dtype
+            model.hf_quantizer = quantizer(config)
+            model.hf_quantizer.report = report
+            if kind is ModelMixin:
+                model.register_to_config(quantization_config=config)
+            else:
+                model.config.quantization_config = config
+
+
 class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     """Diffusers' quantizer for ModelOpt, on :class:`Packing`. ``report`` says what was packed and what was not.
 
@@ -90,6 +113,11 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     def is_serializable(self) -> bool:
         return True
 
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        return state_dict, saving.METADATA
+
     def update_torch_dtype(self, torch_dtype: torch.dtype | None = None) -> torch.dtype:
         saved = getattr(self.quantization_config, "packed_dtype", None)
         if torch_dtype is None and self.pre_quantized and saved:
@@ -97,14 +125,18 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
         return super().update_torch_dtype(torch_dtype)
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        self._loaded_keys = loaded_keys
+        self._checkpoint = loaded_keys, [Path(f) for f in checkpoint_files]
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        names, files = getattr(self, "_checkpoint", ((), ()))
+        if self.pre_quantized:
+            saving.check(files, type(model).__name__)
         self.packing = Packing(self.quantization_config, model)
         model.config.quantization_config = self.quantization_config
         if self.pre_quantized:
-            self.packing.expect_packed(self._loaded_keys)
+            self.packing.expect_packed(dict.fromkeys(names, ()) | saving.shapes(files))
+            saving.check_tensors(files, model.state_dict(), {f"{name}.weight" for name in self.packing.specs})
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
@@ -125,7 +157,12 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
         **kwargs: Any,
     ) -> None:
         if self.pre_quantized:  # from state_dict: param_value was cast to the dtype of the model, scales and all
-            upstream.place_packed(model, param_name, state_dict[param_name].to(target_device))
+            owner, _, tensor = param_name.rpartition(".")
+            module, value = model.get_submodule(owner), state_dict[param_name].to(target_device)
+            if tensor in module._buffers:
+                module._buffers[tensor] = value
+            else:
+                module._parameters[tensor] = torch.nn.Parameter(value, requires_grad=False)
         else:
             self.packing.pack(param_name, param_value.to(device=target_device, dtype=dtype or param_value.dtype))
 
@@ -135,17 +172,23 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
 
 
 class TransformersQuantizer(HfQuantizer):
-    """The same for Transformers, which has no quantizer for ModelOpt: packs a text encoder while it is loaded."""
+    """The same for Transformers, which has no quantizer for ModelOpt."""
 
     report: Report | None = None
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        saved = getattr(self.quantization_config, "packed_dtype", None)
+        return getattr(torch, saved) if self.pre_quantized and saved and dtype == torch.get_default_dtype() else dtype
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> nn.Module:
+        files = [Path(f) for f in checkpoint_files or ()]
         if self.pre_quantized:
-            raise NotImplementedError(
-                f"{type(model).__name__}: packed Transformers models cannot be loaded yet. Load the dense one with "
-                "quantization_config=make_config(...)"
-            )
+            saving.check(files, type(model).__name__)
         self.packing = Packing(self.quantization_config, model)
+        if self.pre_quantized:
+            self.packing.expect_packed(saving.shapes(files))
         return model
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
@@ -155,11 +198,14 @@ class TransformersQuantizer(HfQuantizer):
         return _PackOnArrival(self)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        self.report = self.packing.finish(calibrate=True)
+        self.report = self.packing.finish(calibrate=not self.pre_quantized)
         return model
 
     def is_serializable(self) -> bool:
-        return False
+        return True
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
+        return None, dict(saving.METADATA)
 
     @property
     def is_trainable(self) -> bool:

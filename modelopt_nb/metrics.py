@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+
+#: What :func:`modelopt_nb.compare` takes as ``extra``: picture, its dense twin (None for dense itself), prompt -> a number.
+Measure = Callable[[np.ndarray, "np.ndarray | None", str], float]
 
 
 def _same_shape(picture: np.ndarray, reference: np.ndarray) -> None:
@@ -42,3 +48,73 @@ def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
     return float(
         structural_similarity(*(x.astype(np.float32) for x in (reference, picture)), channel_axis=-1, data_range=255)
     )
+
+
+def lpips(net: str = "alex") -> Measure:
+    """Learned perceptual distance of a picture to its dense twin, 0 for equal pictures, as a measure for ``compare``.
+
+    Needs the package ``lpips`` and the weights of ``net`` in torch's hub folder; nothing is ever downloaded.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError: Where they are not there, with where to get them.
+
+    Source: Zhang et al. 2018 (arXiv 1801.03924), package ``lpips``.
+    """
+    import torch
+
+    files = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
+    if net not in files:
+        raise ValueError(f"net={net!r} is not known. Allowed: {', '.join(files)}")
+    try:
+        import lpips as package
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("LPIPS needs the package lpips: pip install lpips") from error
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / files[net]
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"net={net!r} needs {weights}; get it from https://download.pytorch.org/models/{weights.name}"
+        )
+    model = package.LPIPS(net=net, verbose=False).eval()
+
+    def measure(picture: np.ndarray, reference: np.ndarray | None, prompt: str) -> float:
+        if reference is None:
+            return float("nan")
+        _same_shape(picture, reference)
+        pair = [torch.from_numpy(x).movedim(-1, -3).float().div(127.5).sub(1).reshape(-1, 3, *x.shape[-3:-1]) for x in (picture, reference)]  # fmt: skip
+        with torch.inference_mode():
+            return model(*pair).mean().item()
+
+    return measure
+
+
+def clip_score(name_or_path: str | Path = "openai/clip-vit-base-patch32") -> Measure:
+    """How well a picture fits its prompt: 100 times the cosine of CLIP's embeddings, as a measure for ``compare``.
+
+    Made for real models; CLIP is too coarse for the embedded pipeline's pictures. Takes a model that is on this machine;
+    nothing is ever downloaded.
+
+    Raises:
+        FileNotFoundError: Where it is not, with where to get it.
+
+    Source: Hessel et al. 2021 (arXiv 2104.08718), ``transformers.CLIPModel``.
+    """
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    try:
+        model = CLIPModel.from_pretrained(name_or_path, local_files_only=True).eval()
+        processor = CLIPProcessor.from_pretrained(name_or_path, local_files_only=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"name_or_path={str(name_or_path)!r} is not on this machine; get it with: hf download {name_or_path}"
+        ) from error
+
+    def measure(picture: np.ndarray, reference: np.ndarray | None, prompt: str) -> float:
+        frames = [picture] if picture.ndim == 3 else list(picture)
+        inputs = processor(text=[prompt], images=frames, return_tensors="pt", truncation=True)
+        with torch.inference_mode():
+            output = model(**inputs)
+        cosines = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
+        return 100 * cosines.mean().item()
+
+    return measure

@@ -114,6 +114,34 @@ def plot_quality(comparison: Comparison) -> Figure:
     return figure
 
 
+def plot_schemes(comparison: Comparison) -> Figure:
+    """A row a variant, fewest bits last: what the reader names right, with its 95 % interval, and PSNR against dense.
+
+    For a comparison whose prompts say their subject and background, as those of :func:`modelopt_nb.load_prompts` do.
+    """
+    from matplotlib.figure import Figure
+
+    frame = comparison.frame.sort_values("bits per weight", kind="stable")
+    styles = {v.name: style(v) for v in comparison.variants}
+    figure = Figure(figsize=(8.4, 1.1 + 0.3 * len(frame)), dpi=100, layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True, width_ratios=(2, 2, 2))
+    for y, (name, row) in enumerate(frame.iterrows()):
+        colour, marker = styles[name]
+        for ax, column in zip(panels, ("subject_ok", "background_ok"), strict=False):
+            ax.plot([row[f"{column} low"], row[f"{column} high"]], [y, y], color=colour, linewidth=1.5)
+            ax.plot(row[column], y, marker, color=colour, markersize=7)
+        panels[2].plot(row["PSNR dB"], y, marker, color=colour, markersize=7)
+    labels = [f"{name}, {row['bits per weight']:.1f} bits a weight" for name, row in frame.iterrows()]
+    panels[0].set_yticks(range(len(frame)), labels, fontsize=8)
+    titles = ("subject right, %", "background right, %", "PSNR against dense, dB")
+    for ax, title in zip(panels, titles, strict=True):
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.grid(alpha=0.3)
+    figure.supxlabel(f"{len(comparison.prompts)} prompts, {comparison.steps} steps; bars: 95 % intervals", fontsize=8)
+    return figure
+
+
 def plot_format(quant_type: str, values: np.ndarray, weight: np.ndarray, block: int | None = None) -> Figure:
     """The values that a block can hold, as lines, over the histogram of a real weight, each block scaled to its largest.
 

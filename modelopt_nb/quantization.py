@@ -207,12 +207,16 @@ def quantize(
     """
     if not hasattr(config, "modelopt_config"):
         raise TypeError(f"config={config!r} is not a ModelOpt configuration. Build one with make_config('FP8')")
+    from modelopt_nb import loading
+
     upstream.enable()
     layers, entries = plan(model, config)
     algorithm = config.modelopt_config["algorithm"]
     upstream.insert_quantizers(model, entries, algorithm)
     upstream.finish_packing(model, algorithm, forward_loop or config.forward_loop)
-    return measured(model, config, layers)
+    report = measured(model, config, layers)
+    loading.attach(model, config, report)
+    return report
 
 
 def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer]) -> Report:

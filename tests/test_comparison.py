@@ -72,6 +72,17 @@ def test_configs_by_name(pipeline):
     assert list(compared.frame.index) == ["dense", "small blocks", "FP8"]
 
 
+def test_extra_measures_are_columns(pipeline):
+    def mean_error(picture, reference, prompt):
+        return float("nan") if reference is None else np.abs(picture.astype(int) - reference).mean() + len(prompt)
+
+    compared = compare(pipeline, ["FP8"], PROMPTS, steps=1, progress=False, extra={"mean error": mean_error})
+    dense, packed = compared.images["dense"], compared.images["FP8"]
+    errors = [np.abs(a.astype(int) - b).mean() + len(p) for a, b, p in zip(packed, dense, PROMPTS, strict=True)]
+    assert compared.frame["mean error"]["FP8"] == pytest.approx(np.mean(errors))
+    assert np.isnan(compared.frame["mean error"]["dense"])
+
+
 def test_an_interrupted_run_keeps_what_it_finished(pipeline, monkeypatch):
     from modelopt_nb import comparison as module
 
@@ -124,6 +135,7 @@ def test_what_does_not_agree_bit_for_bit_is_drawn_packed(comparison, pipeline, m
         ({"variants": {"dense": "FP8"}}, ValueError, "'dense'"),
         ({"steps": 0}, ValueError, "steps=0"),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"extra": {"SSIM": len}}, ValueError, "extra names SSIM"),
         ({"component": "unet"}, ValueError, "component='unet'"),
     ],
 )

@@ -81,6 +81,27 @@ def packed_folders_load_beside_modelopts_pickle():
         assert torch.equal(run(again, inputs), run(loaded, inputs))
 
 
+def an_interrupted_save_leaves_the_old_folder():
+    from architectures import build, run
+    from diffusers import SanaTransformer2DModel
+
+    model, inputs = build("Sana")
+    other, _ = build("Sana")
+    quantize(model, make_config("NVFP4"))
+    quantize(other, make_config("FP8"))
+
+    def interrupted():
+        raise InterruptedError
+
+    other.state_dict = interrupted
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f"{folder}/packed")
+        with pytest.raises(InterruptedError):
+            other.save_pretrained(f"{folder}/packed")
+        assert torch.equal(run(SanaTransformer2DModel.from_pretrained(f"{folder}/packed"), inputs), run(model, inputs))
+        assert os.listdir(folder) == ["packed"]
+
+
 PROOFS = {
     "nf4-read-back": (nf4_reads_back, RuntimeError),
     "fp8-zeros": (fp8_keeps_zeros, AssertionError),
@@ -89,6 +110,7 @@ PROOFS = {
     "no-silent-substitution": (wrong_types_raise, pytest.fail.Exception),
     "config-as-json": (config_becomes_json, TypeError),
     "pack-while-loading": (loading_packs, Exception),
+    "save-whole": (an_interrupted_save_leaves_the_old_folder, ValueError),
     "restore-from-config": (packed_folders_load_beside_modelopts_pickle, Exception),
 }
 
