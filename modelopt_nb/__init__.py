@@ -25,6 +25,7 @@ _HOME = {
     "WeightBytes": "memory",
     "peak_memory": "memory",
     "weight_bytes": "memory",
+    "export": "deployment",
     "load_pipeline": "pipeline",
     "Comparison": "comparison",
     "compare": "comparison",
@@ -40,6 +41,7 @@ _HOME = {
     "plot_errors": "plots",
     "plot_format": "plots",
     "plot_grid": "plots",
+    "plot_pictures": "plots",
     "plot_quality": "plots",
     "plot_schemes": "plots",
 }

@@ -183,7 +183,7 @@ def compare(
     pipeline: DiffusionPipeline,
     variants: Sequence[str] | Mapping[str, str | NVIDIAModelOptConfig],
     prompts: Sequence[str] | pd.DataFrame,
-    seeds: int | Sequence[int] = 0,
+    seeds: int | Sequence[int] | None = None,
     *,
     steps: int = 20,
     component: str | None = None,
@@ -204,7 +204,7 @@ def compare(
         prompts: One picture each; or a frame with a column ``prompt`` (and ``seed``), as from
             :func:`modelopt_nb.load_prompts`. Where it says ``subject`` and ``background`` too, the reader looks at every
             picture: :attr:`Comparison.frame` gets ``subject_ok`` and ``background_ok``.
-        seeds: One a prompt, or the first of consecutive ones.
+        seeds: One a prompt, or the first of consecutive ones; the frame's own, or 0 and on, where None.
         steps: Denoising steps.
         component: The part to quantize; the transformer or UNet by default.
         batch_size: Pictures drawn in one call.
@@ -225,12 +225,15 @@ def compare(
     expected = None
     if hasattr(prompts, "columns"):
         expected = prompts[["subject", "background"]] if {"subject", "background"} <= set(prompts.columns) else None
-        seeds = prompts["seed"].tolist() if "seed" in prompts.columns else seeds
+        if seeds is None and "seed" in prompts.columns:
+            seeds = prompts["seed"].tolist()
         prompts = prompts["prompt"].tolist()
     if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings in a list")
     prompts = list(prompts)
-    seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
+    if seeds is None or isinstance(seeds, int):
+        seeds = range(seeds or 0, (seeds or 0) + len(prompts))
+    seeds = list(seeds)
     if len(seeds) != len(prompts):
         raise ValueError(
             f"seeds has {len(seeds)} entries for {len(prompts)} prompts. Allowed: one number, or one a prompt"

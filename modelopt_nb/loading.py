@@ -113,6 +113,13 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     def is_serializable(self) -> bool:
         return True
 
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        device_map = kwargs.get("device_map")
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise ValueError(
+                f"device_map={device_map!r}: packed weights cannot be offloaded to disk. Allowed: CPU and CUDA devices"
+            )
+
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Any], safe_serialization: bool | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:

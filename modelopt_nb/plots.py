@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,6 +74,15 @@ def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
                 ax.set_xlabel(f"{variant.psnr[row]:.1f} dB", fontsize=6, labelpad=2)
             if column == 0:
                 _row_label(ax, prompt)
+    return figure
+
+
+def plot_pictures(pictures: Mapping[str, np.ndarray]) -> Figure:
+    """Pictures in a row under their names, uint8 (height, width, 3) or videos of it."""
+    figure, axes = _canvas(1, len(pictures))
+    for ax, (name, picture) in zip(axes[0], pictures.items(), strict=True):
+        ax.set_title(name, fontsize=8)
+        ax.imshow(frame_of(picture))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""``make bench``: what must be fast, as ratios within one run, and the bytes behind them.
+"""``make bench``: what must be fast or small, as ratios within one run.
 
 Single timings mean little on a shared machine; a ratio of two things done in turns in one process means more.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from io import StringIO
+from pathlib import Path
 
 PROMPTS = ["a fox face on a blue background", "a strawberry on a yellow background",
            "a purple background with an owl", "a penguin on an orange background"]  # fmt: skip
@@ -49,10 +51,56 @@ def naive_sweep() -> None:
         draw(pipeline, PROMPTS, range(4), num_inference_steps=STEPS)
 
 
+LOAD = """
+import gc, sys, torch, modelopt_nb
+from diffusers import AutoModel
+from modelopt_nb.memory import _status
+modelopt_nb.enable()
+modelopt_nb.try_scheme("NF4")  # first use of everything
+gc.collect()
+before = _status("RssAnon")
+with modelopt_nb.peak_memory() as peak:
+    model = AutoModel.from_pretrained(sys.argv[1])
+print((peak.anonymous - before) / modelopt_nb.weight_bytes(model).total)
+"""
+
+
+def loading(quant_type: str) -> None:
+    """Save a model of Sana 0.6B's shape with random weights, packed, and load it in a fresh process."""
+    import torch
+    from diffusers import SanaTransformer2DModel
+
+    from modelopt_nb import make_config, quantize, weight_bytes
+
+    with torch.device("meta"):
+        model = SanaTransformer2DModel(
+            num_layers=28, num_attention_heads=36, num_cross_attention_heads=16, cross_attention_head_dim=72,
+            cross_attention_dim=1152,
+        )  # fmt: skip
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    quantize(model, make_config(quant_type))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f"{folder}/packed")
+        packed = weight_bytes(model).total
+        del model
+        on_disk = sum(f.stat().st_size for f in Path(folder, "packed").iterdir())
+        peak = float(subprocess.check_output([sys.executable, "-c", LOAD, f"{folder}/packed"]).split()[-1])
+    print(
+        f"{quant_type}, {millions:.0f} million parameters: the folder is {on_disk / packed:.3f} of the packed bytes "
+        f"(goal 1.02); loading peaks at {peak:.2f} of them, anonymous resident (goal 1.25)",
+        flush=True,
+    )
+
+
 def main() -> None:
     from modelopt_nb import compare, load_pipeline
 
     print(f"import modelopt_nb: {import_seconds():.3f} s (goal 0.5)")
+    for quant_type in ("FP8", "NF4"):
+        loading(quant_type)
     pipeline = load_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     compare(pipeline, TYPES, PROMPTS[:1], steps=1, progress=False)  # first use of everything

@@ -209,6 +209,29 @@ def test_killed_while_saving(transformer, inputs, tmp_path):
     assert seen == {0, 1}
 
 
+def test_device_map(saved, inputs, transformer):
+    loaded = AutoModel.from_pretrained(str(saved), device_map={"": "cpu"})
+    assert torch.equal(run(loaded, inputs), run(transformer, inputs))
+    with pytest.raises(ValueError, match="device_map=.*offloaded to disk"):
+        AutoModel.from_pretrained(str(saved), device_map={"": "disk"}, offload_folder=str(saved))
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
+def test_a_hub_id_works_as_a_folder_does(saved, inputs, transformer, tmp_path):
+    """From the hub's cache, as a download leaves it: there is no network here."""
+    repo, commit = tmp_path / "hub" / "models--someone--packed", "0123456789" * 4
+    shutil.copytree(saved, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    hub = {"cache_dir": str(tmp_path / "hub"), "local_files_only": True}
+    loaded = AutoModel.from_pretrained("someone/packed", **hub)
+    assert torch.equal(run(loaded, inputs), run(transformer, inputs))
+    shard = sorted((repo / "snapshots" / commit).glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=shard.name):
+        AutoModel.from_pretrained("someone/packed", **hub)
+
+
 def test_in_a_fresh_process(saved, inputs, transformer, tmp_path):
     torch.save(inputs, tmp_path / "inputs.pt")
     code = (
@@ -266,7 +289,9 @@ def test_a_whole_pipeline(pipeline, tmp_path):
         ("INT4", {"algorithm": "svdquant"}),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*is not calibrated, skip smoothing", "ignore:Received a module with monkey patched")
+@pytest.mark.filterwarnings(
+    "ignore:.*is not calibrated, skip smoothing", "ignore:Received a module with monkey patched"
+)
 def test_calibrated_algorithms(quant_type, arguments, transformer, inputs, tmp_path):
     report = quantize(transformer, make_config(quant_type, **arguments), lambda model: model(**inputs))
     transformer.save_pretrained(tmp_path / "packed")

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modelopt_nb import export, make_config, quantize
+from modelopt_nb.upstream import holds_packed, read_packed
+
+LAYER = "transformer_blocks.0.attn1.to_q"
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:modelopt")
+
+
+@pytest.mark.parametrize("scheme", ["FP8", "FP8 channel", "INT8", "INT8 channel", "FP8_FP8", "INT8_INT8"])
+def test_exported_weights_are_the_packed_ones(scheme, transformer, inputs, tmp_path):
+    def loop(model):
+        model(**inputs)
+
+    export(transformer, make_config(scheme), tmp_path / "deployed", loop)
+    assert not holds_packed(transformer)
+    tensors = load_file(tmp_path / "deployed" / "diffusion_pytorch_model.safetensors")
+    scale = tensors[f"{LAYER}.weight_scale"]
+    weight = tensors[f"{LAYER}.weight"].float() * (scale[:, None] if scale.numel() > 1 else scale)
+    quantize(transformer, make_config(scheme), loop)
+    packed = read_packed(transformer.get_submodule(LAYER))
+    assert (weight - packed).norm() < 0.02 * packed.norm()
+    assert (f"{LAYER}.input_scale" in tensors) == ("_" in scheme)
+
+
+@pytest.mark.parametrize("scheme", ["INT4", "INT4 block", "NVFP4"])
+def test_four_bits(scheme, transformer, tmp_path):
+    export(transformer, make_config(scheme), tmp_path)
+    tensors = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    assert tensors[f"{LAYER}.weight"].dtype == torch.uint8
+    assert tensors[f"{LAYER}.weight"].numel() == 128 * 64
+    assert f"{LAYER}.weight_scale" in tensors
+    assert "quantization_config" in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("scheme", ["NF4", "NF4 double block", "FP8 block", "INT8 block"])
+def test_what_cannot_be_exported_is_named_before_any_work(scheme, transformer, tmp_path):
+    with pytest.raises(ValueError, match=rf"config='{scheme.split()[0]}'.*cannot export"):
+        export(transformer, make_config(scheme), tmp_path / "deployed")
+    assert not (tmp_path / "deployed").exists()
+
+
+def test_a_packed_model_is_not_exported(transformer, tmp_path):
+    quantize(transformer, make_config("FP8"))
+    with pytest.raises(TypeError, match="packed already"):
+        export(transformer, make_config("FP8"), tmp_path)
