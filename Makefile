@@ -32,4 +32,4 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) output .pytest_cache .ruff_cache
+	rm -rf $(VENV) output notebooks/output .pytest_cache .ruff_cache

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from modelopt_nb import metrics
 from modelopt_nb.config import make_config
 from modelopt_nb.memory import MIB, WeightBytes, peak_memory, weight_bytes
-from modelopt_nb.pipeline import component_name, draw, prompts_encoded_once, swapped
+from modelopt_nb.pipeline import component_name, draw, is_embedded, prompts_encoded_once, swapped
 from modelopt_nb.quantization import Report, dequantized, plan, quantize
 from modelopt_nb.reader import percent, read
 
@@ -106,8 +106,8 @@ class Comparison:
         component's, scales and layers left dense included. ``peak MiB``: on CUDA what the allocator held at most, on a
         CPU the weights of the whole pipeline plus the peak of the tensors made while one picture is drawn, packed.
         ``s per step``: the component's time in one denoising step of one picture, packed. ``PSNR dB`` and ``SSIM``:
-        means over the pictures, against dense. Where the prompts say what they show: ``subject_ok`` and
-        ``background_ok``, percent of the pictures that the reader names right, with the ends of the 95 % intervals.
+        means over the pictures, against dense. For the embedded pipeline, where the prompts say what they show:
+        ``subject_ok`` and ``background_ok``, percent of the pictures that the reader names right, with the ends of the 95 % intervals.
         """
         import pandas as pd
 
@@ -135,8 +135,13 @@ class Comparison:
         return f"{self.component}, {len(self.prompts)} prompts, {self.steps} steps; {self.machine}"
 
     def table(self, *columns: str) -> Table:
-        """:attr:`frame`, or the named columns of it, rounded for reading and with its caption."""
-        return Table(self.frame[list(columns)] if columns else self.frame, self.caption)
+        """The named columns of :attr:`frame`, rounded for reading and with its caption.
+
+        Without names: all but the times, which change from run to run, and the ends of the intervals.
+        """
+        frame = self.frame
+        shown = [c for c in frame.columns if c not in self.COSTS and not c.endswith((" low", " high"))]
+        return Table(frame[list(columns) or shown], self.caption)
 
     def grid(self, rows: int | None = None) -> Figure:
         """The pictures side by side: a row a prompt, a column a variant, dense first."""
@@ -203,7 +208,8 @@ def compare(
         variants: Quant types, or configurations by name. ``dense`` is always first.
         prompts: One picture each; or a frame with a column ``prompt`` (and ``seed``), as from
             :func:`modelopt_nb.load_prompts`. Where it says ``subject`` and ``background`` too, the reader looks at every
-            picture: :attr:`Comparison.frame` gets ``subject_ok`` and ``background_ok``.
+            picture of the embedded pipeline, the only one it knows: :attr:`Comparison.frame` gets ``subject_ok`` and
+            ``background_ok``.
         seeds: One a prompt, or the first of consecutive ones; the frame's own, or 0 and on, where None.
         steps: Denoising steps.
         component: The part to quantize; the transformer or UNet by default.
@@ -224,7 +230,8 @@ def compare(
 
     expected = None
     if hasattr(prompts, "columns"):
-        expected = prompts[["subject", "background"]] if {"subject", "background"} <= set(prompts.columns) else None
+        if {"subject", "background"} <= set(prompts.columns) and is_embedded(pipeline):
+            expected = prompts[["subject", "background"]]
         if seeds is None and "seed" in prompts.columns:
             seeds = prompts["seed"].tolist()
         prompts = prompts["prompt"].tolist()

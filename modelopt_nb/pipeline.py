@@ -55,6 +55,12 @@ def load_pipeline(
         return DiffusionPipeline.from_pretrained(path, dtype=dtype, **options).to(device)
 
 
+def is_embedded(pipeline: DiffusionPipeline) -> bool:
+    """Whether ``pipeline`` is the embedded one."""
+    path = getattr(pipeline, "name_or_path", None)
+    return path is not None and Path(path).resolve() == EMBEDDED
+
+
 @contextlib.contextmanager
 def _no_loading_bars() -> Iterator[None]:
     """A folder on disk loads in seconds, and its bars would differ at every run of a notebook."""

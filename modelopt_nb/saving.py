@@ -45,7 +45,7 @@ def written_whole(folder: str | os.PathLike) -> Iterator[Path]:
     ``.<name>.saving-...`` beside it, which can be deleted. Files of the old folder that are no checkpoint, such as
     a ``README.md``, are in the new one too.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.saving-{uuid.uuid4().hex[:8]}")
     try:

@@ -18,11 +18,10 @@ def main() -> None:
 
     prompts = load_prompts("measure", args.prompts)
     comparison = compare(load_pipeline(), args.schemes, prompts, steps=args.steps, batch_size=8)
-    frame = comparison.frame.drop(columns=list(comparison.COSTS))
     args.output.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(args.output / "table.csv", float_format="%.6g")
+    comparison.frame.drop(columns=list(comparison.COSTS)).to_csv(args.output / "table.csv", float_format="%.6g")
     plot_schemes(comparison).savefig(args.output / "table.png", dpi=120)
-    print(comparison.table("bits per weight", "of bf16", "PSNR dB", "SSIM", "subject_ok", "background_ok"))
+    print(comparison.table())
     print(f"\n{args.output / 'table.csv'}, {args.output / 'table.png'}")
 
 

@@ -217,7 +217,7 @@ def main() -> None:
                 f"step {step + 1} {time.time() - start:.0f} s loss {np.mean(losses[-50:]):.4f} {speed:.1f}/s",
                 flush=True,
             )
-        if step % 250 == 249:
+        if step % 250 == 249 or step + 1 == args.steps:
             save_checkpoint(path, step + 1, model=model, optimizer=optimizer, average=average)
 
 
