@@ -51,7 +51,7 @@ def load_pipeline(
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     if not path.exists():
         return DiffusionPipeline.from_pretrained(str(name_or_path), dtype=dtype, **options).to(device)
-    with _no_loading_bars():
+    with no_loading_bars():
         return DiffusionPipeline.from_pretrained(path, dtype=dtype, **options).to(device)
 
 
@@ -62,7 +62,7 @@ def is_embedded(pipeline: DiffusionPipeline) -> bool:
 
 
 @contextlib.contextmanager
-def _no_loading_bars() -> Iterator[None]:
+def no_loading_bars() -> Iterator[None]:
     """A folder on disk loads in seconds, and its bars would differ at every run of a notebook."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -41,7 +41,8 @@ def frame_of(picture: np.ndarray) -> np.ndarray:
 def _canvas(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(0.6 + CELL * columns, 0.5 + (CELL + 0.18) * rows), dpi=100, layout="constrained")
+    size = (0.6 + CELL * columns, 0.5 + (CELL + 0.18) * rows)
+    figure = Figure(figsize=size, dpi=100 if rows <= 6 else 80, layout="constrained")  # a large grid stays under 2 MB
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_xticks([])

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelopt_nb.pipeline import no_loading_bars
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -27,7 +29,8 @@ def load_reader(path: Path = READER) -> Any:
         raise FileNotFoundError(
             f"path={str(path)!r} is not a reader's folder. The repository has one in data/emoji-reader"
         )
-    return ResNetForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
+    with no_loading_bars():
+        return ResNetForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def _seen(pictures: Sequence[np.ndarray]) -> Any:

@@ -1,6 +1,6 @@
 """Train the reader: a small ResNet that names subject and background of a picture.
 
-python data/emoji-reader/train/train_reader.py --steps 1500
+python data/emoji-reader/train/train_reader.py --steps 1000
 
 It learns from the emoji themselves, never from drawn pictures, so that what it says of a drawn picture is an opinion from
 outside. Resumes from ``--work``/reader.pt.
@@ -87,7 +87,7 @@ def main() -> None:
     args = argparse.ArgumentParser()
     args.add_argument("--work", type=Path, default=Path("output/train"))
     args.add_argument("--out", type=Path, default=DATA / "emoji-reader")
-    args.add_argument("--steps", type=int, default=1500)
+    args.add_argument("--steps", type=int, default=1000)
     args.add_argument("--batch", type=int, default=128)
     args.add_argument("--lr", type=float, default=3e-3)
     args.add_argument("--seed", type=int, default=0)

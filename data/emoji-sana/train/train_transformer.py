@@ -171,6 +171,7 @@ def main() -> None:
         pipeline = load_pipeline(args.work, average.module.eval())
         for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
             part.half()
+        pipeline.vae.register_to_config(_name_or_path="")  # it would be --work
         pipeline.save_pretrained(args.write)
         return
 
