@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import json
 import os
 import random
@@ -12,7 +13,7 @@ from pathlib import Path
 import architectures
 import pytest
 import torch
-from diffusers import AutoModel
+from diffusers import AutoModel, NVIDIAModelOptConfig
 
 from modelopt_nb import SCHEMES, enable, make_config, quantize, weight_bytes
 from modelopt_nb.saving import MANIFEST, CheckpointError
@@ -176,9 +177,7 @@ def test_a_flipped_byte_or_a_cut_anywhere_is_refused(saved, inputs):
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_killed_while_saving(transformer, inputs, tmp_path):
     """Two models save into one folder in turns; the process is killed at a random moment, 50 times."""
-    from copy import deepcopy
-
-    other = deepcopy(transformer)
+    other = copy.deepcopy(transformer)
     for model, quant_type in ((transformer, "FP8"), (other, "NF4")):
         quantize(model, make_config(quant_type))
     outputs = [run(model, inputs) for model in (transformer, other)]
@@ -232,17 +231,44 @@ def test_a_hub_id_works_as_a_folder_does(saved, inputs, transformer, tmp_path):
         AutoModel.from_pretrained("someone/packed", **hub)
 
 
-def test_in_a_fresh_process(saved, inputs, transformer, tmp_path):
+MIXED = {
+    "quant_cfg": [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*attn1*weight_quantizer", "enable": True, "cfg": {"num_bits": (4, 3)}},
+        {"quantizer_name": "*attn2*weight_quantizer", "enable": True, "cfg": {"num_bits": 4, "block_sizes": {-1: 32}}},
+    ],
+    "algorithm": {"method": "max"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is not calibrated, skip smoothing")
+def test_in_a_fresh_process(transformer, inputs, tmp_path):
+    """All schemes, W8A8, a mixed configuration and a calibrated algorithm, each bit for bit."""
+    configs = {scheme: make_config(scheme) for scheme in SCHEMES}
+    configs |= {
+        "W8A8": make_config("INT8", weight_only=False),
+        "mixed": NVIDIAModelOptConfig("FP8", modelopt_config=MIXED),
+    }
+    configs["calibrated"] = make_config("INT8", weight_only=False, algorithm="smoothquant")
     torch.save(inputs, tmp_path / "inputs.pt")
+    for name, config in configs.items():
+        model = copy.deepcopy(transformer)
+        quantize(model, config, lambda m: m(**inputs))
+        model.save_pretrained(tmp_path / name)
+        torch.save(run(model, inputs), tmp_path / f"{name}.pt")
     code = (
         "import sys, torch, modelopt_nb; modelopt_nb.enable()\n"
         "from diffusers import AutoModel\n"
-        "model = AutoModel.from_pretrained(sys.argv[1])\n"
-        "with torch.no_grad(): torch.save(model(**torch.load(sys.argv[2])).sample, sys.argv[3])\n"
+        "folder, names = sys.argv[1], sys.argv[2:]\n"
+        "inputs = torch.load(f'{folder}/inputs.pt')\n"
+        "for name in names:\n"
+        "    model = AutoModel.from_pretrained(f'{folder}/{name}')\n"
+        "    with torch.no_grad(): output = model(**inputs).sample\n"
+        "    print(name, torch.equal(output, torch.load(f'{folder}/{name}.pt')), sep='=')\n"
     )
-    arguments = [saved, tmp_path / "inputs.pt", tmp_path / "output.pt"]
-    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True)
-    assert torch.equal(torch.load(tmp_path / "output.pt"), run(transformer, inputs))
+    arguments = [sys.executable, "-c", code, str(tmp_path), *configs]
+    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines() == [f"{name}=True" for name in configs]
 
 
 @pytest.mark.parametrize("name", ["T5", "CLIP"])
@@ -262,14 +288,13 @@ def test_text_encoders(name, quant_type, tmp_path):
 
 
 def test_a_whole_pipeline(pipeline, tmp_path):
-    from copy import deepcopy
 
     from diffusers import DiffusionPipeline, SanaPipeline
 
     from modelopt_nb.pipeline import draw
 
     parts = pipeline.components
-    packed = SanaPipeline(**parts | {name: deepcopy(parts[name]) for name in ("transformer", "text_encoder")})
+    packed = SanaPipeline(**parts | {name: copy.deepcopy(parts[name]) for name in ("transformer", "text_encoder")})
     quantize(packed.transformer, make_config("NF4"))
     quantize(packed.text_encoder, make_config("FP8"))
     packed.save_pretrained(tmp_path / "pipeline")
@@ -301,15 +326,7 @@ def test_calibrated_algorithms(quant_type, arguments, transformer, inputs, tmp_p
 
 
 def test_a_mixed_config(transformer, inputs, tmp_path):
-    from diffusers import NVIDIAModelOptConfig
-
-    entries = [
-        {"quantizer_name": "*", "enable": False},
-        {"quantizer_name": "*attn1*weight_quantizer", "enable": True, "cfg": {"num_bits": (4, 3)}},
-        {"quantizer_name": "*attn2*weight_quantizer", "enable": True, "cfg": {"num_bits": 4, "block_sizes": {-1: 32}}},
-    ]
-    config = NVIDIAModelOptConfig("FP8", modelopt_config={"quant_cfg": entries, "algorithm": {"method": "max"}})
-    report = quantize(transformer, config)
+    report = quantize(transformer, NVIDIAModelOptConfig("FP8", modelopt_config=MIXED))
     assert {x.spec.num_bits for x in report.packed} == {(4, 3), 4}
     transformer.save_pretrained(tmp_path / "packed")
     again = load(tmp_path / "packed")
