@@ -288,7 +288,6 @@ def test_text_encoders(name, quant_type, tmp_path):
 
 
 def test_a_whole_pipeline(pipeline, tmp_path):
-
     from diffusers import DiffusionPipeline, SanaPipeline
 
     from modelopt_nb.pipeline import draw
