@@ -327,7 +327,8 @@ class _Runner:
         weights = weight_bytes(model)
         cuda = memory.cuda_allocated
         peak = cuda if cuda else self.others + weights.total + memory.tensors
-        psnr, ssim = _distances(images, reference) if reference else ([], [])
+        pairs = list(zip(images, reference, strict=True)) if reference else []
+        psnr, ssim = ([measure(*pair) for pair in pairs] for measure in (metrics.psnr, metrics.ssim))
         triples = list(zip(images, reference or [None] * len(images), self.prompts, strict=True))
         extra = {name: [measure(*triple) for triple in triples] for name, measure in self.extra.items()}
         return Variant(name, weights, peak, step, images, psnr, ssim, report, self._read(images), extra)
@@ -383,13 +384,3 @@ class _Runner:
             output = self._call(model)
             seconds.append(time.perf_counter() - start)
         return output, statistics.fmean(seconds) * len(self.calls)
-
-
-def _distances(images: list[np.ndarray], reference: list[np.ndarray]) -> tuple[list[float], list[float]]:
-    """PSNR and SSIM of every picture; NumPy and SciPy leave the interpreter free, so that pictures share the cores."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor() as pool:
-        pending = [pool.map(measure, images, reference) for measure in (metrics.psnr, metrics.ssim)]
-        psnr, ssim = (list(results) for results in pending)
-    return psnr, ssim
