@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import statistics
 import time
 import warnings
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import metrics
 from modelopt_nb.config import make_config
-from modelopt_nb.memory import MIB, WeightBytes, peak_memory, weight_bytes
-from modelopt_nb.pipeline import component_name, draw, is_embedded, prompts_encoded_once, swapped
+from modelopt_nb.memory import MIB, WeightBytes, peak_memory, tensor_bytes, weight_bytes
+from modelopt_nb.pipeline import component_name, draw, is_embedded, prompts_and_seeds, prompts_encoded_once, swapped
 from modelopt_nb.quantization import Report, dequantized, plan, quantize
 from modelopt_nb.reader import percent, read
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 DENSE = "dense"
-MEMORY_STEPS, TIMED_CALLS = 1, 2  # of the short run on the packed model, and of the model alone
 
 
 @dataclass(frozen=True)
@@ -229,22 +229,9 @@ def compare(
     from tqdm.auto import tqdm
 
     expected = None
-    if hasattr(prompts, "columns"):
-        if {"subject", "background"} <= set(prompts.columns) and is_embedded(pipeline):
-            expected = prompts[["subject", "background"]]
-        if seeds is None and "seed" in prompts.columns:
-            seeds = prompts["seed"].tolist()
-        prompts = prompts["prompt"].tolist()
-    if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings in a list")
-    prompts = list(prompts)
-    if seeds is None or isinstance(seeds, int):
-        seeds = range(seeds or 0, (seeds or 0) + len(prompts))
-    seeds = list(seeds)
-    if len(seeds) != len(prompts):
-        raise ValueError(
-            f"seeds has {len(seeds)} entries for {len(prompts)} prompts. Allowed: one number, or one a prompt"
-        )
+    if {"subject", "background"} <= set(getattr(prompts, "columns", ())) and is_embedded(pipeline):
+        expected = prompts[["subject", "background"]]
+    prompts, seeds = prompts_and_seeds(prompts, seeds)
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} is not allowed. Allowed: a whole number of 1 or more")
@@ -260,13 +247,12 @@ def compare(
     others = sum(
         (weight_bytes(m).total for n, m in pipeline.components.items() if isinstance(m, torch.nn.Module) and n != part)
     )
-    total = (1 + len(configs)) * (steps * -(-len(prompts) // batch_size) + MEMORY_STEPS) + 1
+    total = (1 + len(configs)) * steps * -(-len(prompts) // batch_size) + 1
     bar = tqdm(total=total, disable=not progress, unit="step")
     runner = _Runner(pipeline, part, prompts, seeds, steps, batch_size, call, others, bar.update, expected, extra or {})
     try:
-        with bar, runner.prepared():
-            bar.set_description(DENSE)
-            runner._keep_a_call(dense)
+        bar.set_description(DENSE)
+        with bar, runner.prepared(dense):
             comparison.variants.append(runner.run(DENSE, dense, None))
             device = next(dense.parameters()).device
             for name, config in configs.items():
@@ -301,14 +287,17 @@ class _Runner:
     extra: Mapping[str, metrics.Measure]
 
     @contextlib.contextmanager
-    def prepared(self) -> Iterator[None]:
-        """The pipeline's own progress bars off, prompts encoded once, as it was afterwards."""
+    def prepared(self, model: nn.Module) -> Iterator[None]:
+        """A call of ``model`` kept, the pipeline's own progress bars off, prompts encoded once; as it was afterwards."""
         before = dict(getattr(self.pipeline, "_progress_bar_config", {}))
         self.pipeline.set_progress_bar_config(**before | {"disable": True})
+        gc.freeze()  # what is there stays: looking through it takes half a second each time
         try:
+            self._keep_a_call(model)
             with prompts_encoded_once(self.pipeline):
                 yield
         finally:
+            gc.unfreeze()
             self.pipeline._progress_bar_config = before
 
     def run(
@@ -316,19 +305,18 @@ class _Runner:
     ) -> Variant:
         import torch
 
+        weights = weight_bytes(model)
         with swapped(self.pipeline, self.part, model):
-            with peak_memory() as memory:
-                self._draw(0, 1, MEMORY_STEPS)
-            output, step = self._time(model)
+            output, peak = self._peak(model, weights)
+            start = time.perf_counter()
+            self._call(model)
+            step = (time.perf_counter() - start) * len(self.calls)
             with dequantized(model):
                 same = report is None or torch.equal(self._call(model), output)
                 images = self._draw_all() if same else None
             images = images or self._draw_all()
-        weights = weight_bytes(model)
-        cuda = memory.cuda_allocated
-        peak = cuda if cuda else self.others + weights.total + memory.tensors
         pairs = list(zip(images, reference, strict=True)) if reference else []
-        psnr, ssim = ([measure(*pair) for pair in pairs] for measure in (metrics.psnr, metrics.ssim))
+        psnr, ssim = (metrics.measured(measure, pairs) for measure in (metrics.psnr, metrics.ssim))
         triples = list(zip(images, reference or [None] * len(images), self.prompts, strict=True))
         extra = {name: [measure(*triple) for triple in triples] for name, measure in self.extra.items()}
         return Variant(name, weights, peak, step, images, psnr, ssim, report, self._read(images), extra)
@@ -354,17 +342,40 @@ class _Runner:
         return [image for first in firsts for image in self._draw(first, self.batch_size, self.steps)]
 
     def _keep_a_call(self, model: nn.Module) -> None:
-        """Draw one picture in one step, and keep the first call of ``model``: every variant is timed on it."""
+        """Draw one picture in one step, and keep the calls of ``model``: every variant is timed on the first.
 
-        def keep(model: nn.Module, args: tuple, kwargs: dict) -> None:
-            self.calls.append((args, kwargs))
-
+        Keeps too what it takes to know a variant's peak from one call: the bytes of the tensors that are there when a
+        call begins, and the peak outside the calls, which no variant changes.
+        """
         self.calls: list[tuple[tuple, dict]] = []
-        hook = model.register_forward_pre_hook(keep, with_kwargs=True)
+        self.before_call = self.outside = 0
+
+        def begin(model: nn.Module, args: tuple, kwargs: dict) -> None:
+            self.calls.append((args, kwargs))
+            self.before_call = max(self.before_call, made.now)
+            self.outside = max(self.outside, made.peak)
+
+        def end(model: nn.Module, args: tuple, output: Any) -> None:
+            made.peak = made.now
+
+        hooks = model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)
         try:
-            self._draw(0, 1, 1)
+            with tensor_bytes() as made:
+                self._draw(0, 1, 1)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+        self.outside = max(self.outside, made.peak)
+
+    def _peak(self, model: nn.Module, weights: WeightBytes) -> tuple[Any, int]:
+        """The kept call's output, and the peak in bytes while one picture is drawn: see :attr:`Comparison.frame`."""
+        if next(model.parameters()).is_cuda:
+            with peak_memory() as memory:
+                self._draw(0, 1, 1)
+            return self._call(model), memory.cuda_allocated
+        with tensor_bytes() as made:
+            output = self._call(model)
+        return output, self.others + weights.total + max(self.outside, self.before_call + made.peak)
 
     def _call(self, model: nn.Module) -> Any:
         import torch
@@ -375,12 +386,3 @@ class _Runner:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return output[0] if isinstance(output, tuple) else output.sample
-
-    def _time(self, model: nn.Module) -> tuple[Any, float]:
-        """The kept call's output, and the seconds of one step: the mean call, times the calls that a step makes."""
-        seconds = []
-        for _ in range(TIMED_CALLS):
-            start = time.perf_counter()
-            output = self._call(model)
-            seconds.append(time.perf_counter() - start)
-        return output, statistics.fmean(seconds) * len(self.calls)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
+import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -249,15 +251,39 @@ def activation_cfg(activations: QuantType, blocks: Blocks) -> dict[str, Any]:
     return cfg | {"type": "dynamic", "block_sizes": {-1: None}}  # as ModelOpt's FP8_PER_CHANNEL_PER_TOKEN_CFG
 
 
-def excluded_modules(modules_to_not_convert: str | Iterable[str] | None) -> list[str]:
-    """``modules_to_not_convert`` as a list of its own: a name, part of a name, or a shell-style pattern each."""
-    if modules_to_not_convert is None:
+def patterns(argument: str, value: str | Iterable[str] | None) -> list[str]:
+    """``value`` as a list of its own; each entry names layers as :func:`names_layer` says."""
+    if value is None:
         return []
-    names = [modules_to_not_convert] if isinstance(modules_to_not_convert, str) else list(modules_to_not_convert)
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"modules_to_not_convert holds {name!r}. Allowed: module names or patterns, as strings")
-    return names
+    entries = [value] if isinstance(value, str) else list(value)
+    for entry in entries:
+        if not isinstance(entry, str) or not entry.strip():
+            raise ValueError(f"{argument} holds {entry!r}. Allowed: module names or patterns, as strings")
+    return entries
+
+
+def names_layer(pattern: str, layer: str, modules: Container[str]) -> bool:
+    """Whether ``pattern`` means the layer of that name, in a model that has these ``modules``.
+
+    The one pattern language of this package: the whole name of a module means the module and all that is in it; anything
+    else is a part of a name, or a shell-style pattern of one, as in Diffusers' ``modules_to_not_convert``.
+    """
+    if pattern in modules:
+        return f"{layer}.".startswith(f"{pattern}.")
+    return fnmatch.fnmatchcase(f"{layer}.weight_quantizer", f"*{pattern}*")
+
+
+def mixed_schemes(mixed: Mapping[str, str | Iterable[str]] | None) -> dict[str, list[str]]:
+    """``mixed`` of :func:`make_config` as a dict of its own. Raises ValueError for an unknown scheme or an empty list."""
+    checked = {}
+    for scheme, value in (mixed or {}).items():
+        make_config(scheme)
+        checked[scheme] = patterns(f"mixed[{scheme!r}]", value)
+        if not checked[scheme]:
+            raise ValueError(
+                f"mixed[{scheme!r}] is empty. Allowed: names or patterns of the layers that take the scheme"
+            )
+    return checked
 
 
 def quant_cfg(weights: Mapping[str, Any], activations: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -356,6 +382,8 @@ def make_config(
     algorithm: str | Mapping[str, Any] = "max",
     forward_loop: Callable[[Any], None] | None = None,
     disable_conv_quantization: bool = False,
+    pointwise_as_linear: bool = False,
+    mixed: Mapping[str, str | Iterable[str]] | None = None,
     **kwargs: Any,
 ) -> NVIDIAModelOptConfig:
     """The ModelOpt configuration for a quant type or a short scheme name, valid on the installed ModelOpt.
@@ -368,7 +396,8 @@ def make_config(
     Args:
         quant_type: One of ``FP8, INT8, INT4, NF4, NVFP4``; or two joined by ``_``: weights, then activations; or a name
             in :data:`SCHEMES` such as ``"INT8 channel"``.
-        modules_to_not_convert: Names, parts of names or shell-style patterns of the layers to leave dense.
+        modules_to_not_convert: Which layers to leave dense: whole names of modules, which mean all that is in them, parts
+            of names, or shell-style patterns; also what :func:`modelopt_nb.select` returns.
         weight_only: False quantizes activations too, in the weights' type unless ``quant_type`` names another.
         channel_quantize: Channel axis: 0 for one scale an output channel; with blocks, the axis that they run along.
         block_quantize: Block size, in weights. Needs ``channel_quantize``.
@@ -377,6 +406,10 @@ def make_config(
         algorithm: ModelOpt's calibration algorithm: a name, or a dict with ``method`` and its arguments.
         forward_loop: Called with the model to calibrate activations.
         disable_conv_quantization: Leave every convolution dense.
+        pointwise_as_linear: Pack convolutions of one pixel, which are linear layers in disguise, as linear layers: in
+            blocks too, and whatever ``disable_conv_quantization`` says. They stay linear layers in the packed model.
+        mixed: Other types for some layers: names or patterns, by scheme, such as ``{"INT8 channel": ["attn1"]}``. They
+            win over what ModelOpt leaves dense by default; ``modules_to_not_convert`` wins over them.
         kwargs: Further arguments of the algorithm, such as ``alpha`` of ``smoothquant``.
 
     Raises:
@@ -398,9 +431,9 @@ def make_config(
     if forward_loop is not None and not callable(forward_loop):
         raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
     blocks, built = modelopt_config(quant_type, weight_only, asked, algorithm, kwargs)
-    return NVIDIAModelOptConfig(
+    config = NVIDIAModelOptConfig(
         quant_type=quant_type,
-        modules_to_not_convert=excluded_modules(modules_to_not_convert),
+        modules_to_not_convert=patterns("modules_to_not_convert", modules_to_not_convert),
         weight_only=weight_only,
         algorithm=built["algorithm"]["method"],
         forward_loop=forward_loop,
@@ -408,3 +441,22 @@ def make_config(
         modelopt_config=built,
         **vars(blocks),
     )
+    config.pointwise_as_linear, config.mixed = bool(pointwise_as_linear), mixed_schemes(mixed)
+    return config
+
+
+def config_code(config: NVIDIAModelOptConfig) -> str:
+    """The call of :func:`make_config` that builds ``config``; a forward loop is left for the reader to fill in."""
+    default = make_config(config.quant_type)
+    asked = [repr(config.quant_type)]
+    for name in inspect.signature(make_config).parameters:
+        value = getattr(config, name, None)
+        if name not in ("quant_type", "algorithm", "forward_loop") and value != getattr(default, name, None):
+            asked.append(f"{name}={value!r}")
+    chosen = dict(config.modelopt_config["algorithm"])
+    if chosen != default.modelopt_config["algorithm"]:
+        asked.append(f"algorithm={chosen!r}")
+    if config.forward_loop is not None:
+        asked.append("forward_loop=forward_loop")
+    line = f"make_config({', '.join(asked)})"
+    return line if len(line) <= 100 else "make_config(\n    " + ",\n    ".join(asked) + ",\n)"

@@ -36,6 +36,9 @@ class Packing:
         self.specs = {x.name: x.spec for x in self.layers if x.packed}
         self.dtypes = {name: model.get_submodule(name).weight.dtype for name in self.specs}
         self.expected: dict[str, dict[str, Any]] = {}
+        self.flattened = {x.name for x in self.layers if x.as_linear}
+        for name in self.flattened:
+            upstream.make_linear(model, name)
         upstream.insert_quantizers(model, entries, self.algorithm)
 
     def is_packed_weight(self, name: str) -> bool:
@@ -51,6 +54,8 @@ class Packing:
             upstream.expect_low_rank(self.model)
         for name, spec in self.specs.items():
             layer, dtype = self.model.get_submodule(name), self.dtypes[name]
+            if name in self.flattened:
+                layer.weight = torch.nn.Parameter(layer.weight.flatten(1), requires_grad=False)
             self.expected[name] = upstream.expect_packed(layer, spec, getattr(torch, saved) if saved else dtype, dtype)
         for name, shape in shapes.items():
             owner, _, tensor = name.rpartition(".")
@@ -59,7 +64,9 @@ class Packing:
 
     def pack(self, name: str, weight: torch.Tensor) -> None:
         """Pack one weight that has arrived; it waits for the others where a forward loop will calibrate the model."""
-        layer = self.model.get_submodule(name.rpartition(".")[0])
+        name = name.rpartition(".")[0]
+        layer = self.model.get_submodule(name)
+        weight = weight.flatten(1) if name in self.flattened else weight
         layer._parameters["weight"] = torch.nn.Parameter(weight, requires_grad=False)
         if self.config.forward_loop is None:
             upstream.pack_layer(layer, self.algorithm)

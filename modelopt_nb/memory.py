@@ -119,14 +119,17 @@ def _resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def _tensor_bytes() -> Any:
-    """A mode that follows every tensor made inside it: ``now`` and ``peak`` are bytes of their storages."""
+def tensor_bytes() -> Any:
+    """A context manager that follows every tensor made inside it: ``now`` and ``peak`` are bytes of their storages."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_iter
 
-    def storages(tree: Any) -> list[Any]:
-        return [x.untyped_storage() for x in tree_iter(tree) if isinstance(x, torch.Tensor)]
+    def storages(tree: Any) -> Iterator[Any]:
+        if isinstance(tree, torch.Tensor):
+            yield tree.untyped_storage()
+        elif isinstance(tree, (tuple, list)):
+            for item in tree:
+                yield from storages(item)
 
     class TensorBytes(TorchDispatchMode):
         def __init__(self) -> None:
@@ -137,7 +140,7 @@ def _tensor_bytes() -> Any:
             self.now -= size
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            given = {s.data_ptr() for s in storages((args, kwargs))}
+            given = {s.data_ptr() for s in storages((*args, *(kwargs or {}).values()))}
             result = func(*args, **(kwargs or {}))
             for storage in {s.data_ptr(): s for s in storages(result)}.values():
                 if storage.data_ptr() not in given:  # neither a view nor in place
@@ -173,7 +176,7 @@ def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
         while not stop.wait(interval):
             samples.append((_resident(), _status("RssAnon")))
 
-    sampler, tensors = threading.Thread(target=sample, daemon=True), _tensor_bytes()
+    sampler, tensors = threading.Thread(target=sample, daemon=True), tensor_bytes()
     sampler.start()
     try:
         with tensors:

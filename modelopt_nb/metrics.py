@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,15 @@ def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
     return float(
         structural_similarity(*(x.astype(np.float32) for x in (reference, picture)), channel_axis=-1, data_range=255)
     )
+
+
+def measured(
+    measure: Callable[[np.ndarray, np.ndarray], float], pairs: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[float]:
+    """``measure`` of every pair, several at a time."""
+    first = [measure(*pair) for pair in pairs[:1]]  # scikit-image imports lazily, which can deadlock in threads
+    with ThreadPoolExecutor() as threads:
+        return first + list(threads.map(lambda pair: measure(*pair), pairs[1:]))
 
 
 def lpips(net: str = "alex") -> Measure:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import torch
     from diffusers import DiffusionPipeline
     from torch import nn
@@ -89,6 +90,31 @@ def component_name(pipeline: DiffusionPipeline, component: str | None = None) ->
             f"component={component!r} is not a model of {type(pipeline).__name__}. Allowed: {', '.join(parts)}"
         )
     return component
+
+
+def prompts_and_seeds(
+    prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None
+) -> tuple[list[str], list[int]]:
+    """Prompts as a list, from a frame's column ``prompt`` too, and a seed for each.
+
+    ``seeds`` is one a prompt, or the first of consecutive ones; where it is None the frame's own, or 0 and on.
+
+    Raises:
+        ValueError: No prompts, or seeds that do not fit.
+    """
+    if hasattr(prompts, "columns"):
+        if seeds is None and "seed" in prompts.columns:
+            seeds = prompts["seed"].tolist()
+        prompts = prompts["prompt"].tolist()
+    if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings in a list")
+    if seeds is None or isinstance(seeds, int):
+        seeds = range(seeds or 0, (seeds or 0) + len(prompts))
+    if len(seeds) != len(prompts):
+        raise ValueError(
+            f"seeds has {len(seeds)} entries for {len(prompts)} prompts. Allowed: one number, or one a prompt"
+        )
+    return list(prompts), list(seeds)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ import dataclasses
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import upstream
-from modelopt_nb.config import QUANT_TYPES, WeightSpec, excluded_modules, make_config
+from modelopt_nb.config import QUANT_TYPES, WeightSpec, make_config, names_layer
 from modelopt_nb.memory import MIB, WeightBytes, stored_dtype, weight_bytes
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class Layer:
     @property
     def packed(self) -> bool:
         return not self.reason
+
+    @property
+    def as_linear(self) -> bool:
+        """Whether it is a pointwise convolution that is packed as the linear layer that it is."""
+        return self.packed and self.kind.startswith("Conv") and len(self.shape) == 2
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,6 @@ class Report:
         return text
 
 
-def _pattern(name: str) -> str:
-    """The quantizer pattern of one entry of ``modules_to_not_convert``, as Diffusers builds it."""
-    return f"*{name}*"
-
-
 def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], list[dict[str, Any]]]:
     """Decide for every layer of ``model`` whether ``config`` packs it, without touching a weight.
 
@@ -124,15 +124,15 @@ def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], l
     done = [name for name, module in layers.items() if upstream.is_packed(module)]
     if done:
         raise ValueError(f"model={type(model).__name__} is quantized already ({done[0]} is packed). Load a dense one")
-    excluded = excluded_modules(config.modules_to_not_convert)
+    modules = {name for name, _ in model.named_modules()}
+    excluded = {
+        layer: pattern
+        for pattern in config.modules_to_not_convert or ()
+        for layer in named(model, "modules_to_not_convert", pattern, layers, modules)
+    }
     in_fp32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    for name in excluded:
-        if not any(fnmatch.fnmatchcase(f"{layer}.weight_quantizer", _pattern(name)) for layer in layers):
-            raise ValueError(
-                f"modules_to_not_convert holds {name!r}, which matches no layer of {type(model).__name__}.{_nearest(name, layers)}"
-            )
-    entries = list(config.modelopt_config["quant_cfg"])
-    decided = [_decide(name, module, entries, excluded, in_fp32, config) for name, module in layers.items()]
+    entries = [*config.modelopt_config["quant_cfg"], *_mixed_entries(model, config, layers, modules)]
+    decided = [_decide(name, module, entries, excluded.get(name), in_fp32, config) for name, module in layers.items()]
     if not any(layer.packed for layer in decided):
         reasons = "; ".join(sorted({layer.reason for layer in decided}))
         raise ValueError(
@@ -143,7 +143,35 @@ def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], l
     return decided, entries + dense
 
 
-def _nearest(name: str, layers: dict[str, nn.Module]) -> str:
+def named(model: nn.Module, argument: str, pattern: str, layers: Iterable[str], modules: Container[str]) -> list[str]:
+    """The ``layers`` that ``pattern`` means. Raises ValueError, with the nearest names, where it means none."""
+    hits = [layer for layer in layers if names_layer(pattern, layer, modules)]
+    if not hits:
+        raise ValueError(
+            f"{argument} holds {pattern!r}, which matches no layer of {type(model).__name__}.{_nearest(pattern, layers)}"
+        )
+    return hits
+
+
+def _mixed_entries(
+    model: nn.Module, config: NVIDIAModelOptConfig, layers: Iterable[str], modules: Container[str]
+) -> list[dict[str, Any]]:
+    """The quantizer entries of ``config.mixed``, one or two a layer."""
+    entries, taken = [], {}
+    for scheme, patterns in (getattr(config, "mixed", None) or {}).items():
+        cfgs = {e["quantizer_name"]: e.get("cfg") for e in make_config(scheme).modelopt_config["quant_cfg"]}
+        for pattern in patterns:
+            for layer in named(model, f"mixed[{scheme!r}]", pattern, layers, modules):
+                if taken.setdefault(layer, scheme) != scheme:
+                    raise ValueError(f"mixed names {layer} twice: under {taken[layer]!r} and under {scheme!r}")
+                for quantizer in ("weight_quantizer", "input_quantizer"):
+                    cfg = cfgs.get(f"*{quantizer}")
+                    entry = {"quantizer_name": f"{layer}.{quantizer}"}
+                    entries.append(entry | ({"cfg": cfg} if cfg else {"enable": False}))
+    return entries
+
+
+def _nearest(name: str, layers: Iterable[str]) -> str:
     import difflib
 
     parts = {part for layer in layers for part in (layer, *layer.split("."))}
@@ -155,35 +183,36 @@ def _decide(
     name: str,
     module: nn.Module,
     entries: list[dict[str, Any]],
-    excluded: list[str],
+    excluded: str | None,
     in_fp32: set[str],
     config: NVIDIAModelOptConfig,
 ) -> Layer:
     from torch import nn
 
+    linear = getattr(config, "pointwise_as_linear", False) and upstream.is_pointwise(module)
     cfg, reason = None, "no entry of the configuration enables it"
     for entry in entries:
         parent = entry.get("parent_class")
-        if parent is not None and not upstream.is_of_class(module, parent):
+        if parent is not None and not (parent == "nn.Linear" if linear else upstream.is_of_class(module, parent)):
             continue
         if fnmatch.fnmatchcase(f"{name}.weight_quantizer", entry["quantizer_name"]):
             if not entry.get("enable", True):
                 cfg, reason = None, f"the configuration leaves {entry['quantizer_name']} dense"
             elif "cfg" in entry:
                 cfg, reason = entry["cfg"], ""
-    if isinstance(module, nn.modules.conv._ConvNd) and config.disable_conv_quantization:
+    if isinstance(module, nn.modules.conv._ConvNd) and config.disable_conv_quantization and not linear:
         reason = "disable_conv_quantization"
-    for pattern in excluded:
-        if fnmatch.fnmatchcase(f"{name}.weight_quantizer", _pattern(pattern)):
-            reason = f"modules_to_not_convert: {pattern}"
+    if excluded is not None:
+        reason = f"modules_to_not_convert: {excluded}"
     if set(name.split(".")) & in_fp32:
         reason = f"{', '.join(sorted(set(name.split('.')) & in_fp32))}: the model's class keeps it in float32"
     shape, dtype = tuple(module.weight.shape), str(module.weight.dtype).removeprefix("torch.")
     before = after = module.weight.numel() * module.weight.element_size()
     spec = None
     if not reason:
-        spec = WeightSpec.from_cfg(cfg)
-        reason = spec.why_not(shape, dtype) or ""
+        spec, flat = WeightSpec.from_cfg(cfg), (shape[0], shape[1]) if linear else shape
+        reason = spec.why_not(flat, dtype) or ""
+        shape = shape if reason else flat
         after = before if reason else spec.packed_bytes(shape, dtype)
     return Layer(name, type(module).__name__.removeprefix("Quant"), shape, dtype, reason, before, after, spec)
 
@@ -212,6 +241,9 @@ def quantize(
     upstream.enable()
     layers, entries = plan(model, config)
     algorithm = config.modelopt_config["algorithm"]
+    for layer in layers:
+        if layer.as_linear:
+            upstream.make_linear(model, layer.name)
     upstream.insert_quantizers(model, entries, algorithm)
     upstream.finish_packing(model, algorithm, forward_loop or config.forward_loop)
     report = measured(model, config, layers)
@@ -233,7 +265,8 @@ def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer]
             dense[stored_dtype(weight)] -= weight.numel() * weight.element_size()
             dense[layer.dtype] += layer.before
     before = WeightBytes({dtype: size for dtype, size in dense.items() if size}, after.weights)
-    return Report(config.quant_type, tuple(layers), before, after)
+    quant_type = "mixed" if getattr(config, "mixed", None) else config.quant_type
+    return Report(quant_type, tuple(layers), before, after)
 
 
 def _measure(model: nn.Module, layer: Layer) -> Layer:
@@ -268,11 +301,16 @@ def weight_errors(model: nn.Module, config: NVIDIAModelOptConfig) -> pd.Series:
     from torch import nn
 
     errors = {}
-    for layer in plan(model, config)[0]:
+    layers, entries = plan(model, config)
+    for layer in layers:
         if layer.packed:
-            weight = model.get_submodule(layer.name).weight.detach()
+            weight = model.get_submodule(layer.name).weight.detach().reshape(layer.shape)
             alone = nn.Sequential(copy.deepcopy(model.get_submodule(layer.name)))
-            _pack_all(alone, config)
+            if layer.as_linear:
+                upstream.make_linear(alone, "0")
+            quantizer = f"{layer.name}.weight_quantizer"
+            cfgs = [e["cfg"] for e in entries if "cfg" in e and fnmatch.fnmatchcase(quantizer, e["quantizer_name"])]
+            _pack_all(alone, cfgs[-1])
             change = upstream.read_packed(alone[0]) - weight
             errors[layer.name] = (change.float().norm() / weight.float().norm()).item()
     return pd.Series(errors, name="relative error").rename_axis("layer")
@@ -292,15 +330,14 @@ def representable_values(quant_type: str) -> np.ndarray:
     model = nn.Sequential(nn.Linear(len(ramp), 1, bias=False))
     model[0].weight = nn.Parameter(ramp[None])
     block = {"channel_quantize": -1, "block_quantize": len(ramp)} if QUANT_TYPES[quant_type].needs_block else {}
-    _pack_all(model, make_config(quant_type, **block))
+    _pack_all(model, make_config(quant_type, **block).modelopt_config["quant_cfg"][1]["cfg"])
     read = upstream.read_packed(model[0]).double().flatten()
     return np.unique((read / read.abs().max()).numpy().round(7))
 
 
-def _pack_all(model: nn.Module, config: NVIDIAModelOptConfig) -> None:
-    """Pack the weights of every layer of ``model`` as ``config`` has it for weights, exclusions aside."""
+def _pack_all(model: nn.Module, cfg: dict[str, Any]) -> None:
+    """Pack the weight of every layer of ``model`` as ModelOpt's ``cfg`` says."""
     upstream.enable()
-    weights = next(e["cfg"] for e in config.modelopt_config["quant_cfg"] if e["quantizer_name"] == "*weight_quantizer")
-    entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": weights}]
+    entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": cfg}]
     upstream.insert_quantizers(model, entries, {"method": "max"})
     upstream.finish_packing(model, {"method": "max"})

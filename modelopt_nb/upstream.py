@@ -222,10 +222,14 @@ class NoSilentSubstitution(Repair):
             if further.pop("quant_method", "modelopt") != "modelopt":
                 raise ValueError(f"quant_method={kwargs['quant_method']!r} is not 'modelopt'")
             self.packed_dtype = further.pop("packed_dtype", None)  # of the weights, when a checkpoint was packed
+            self.pointwise_as_linear = bool(further.pop("pointwise_as_linear", False))
+            self.mixed = config.mixed_schemes(further.pop("mixed", None))
             chosen = further.pop("calib_cfg", None) or given.get("algorithm", "max")
             chosen = config.calibration_algorithm(chosen, further)
             given["weight_only"] = config.only_weights(given["quant_type"], given.get("weight_only"))
-            given["modules_to_not_convert"] = config.excluded_modules(given.get("modules_to_not_convert"))
+            given["modules_to_not_convert"] = config.patterns(
+                "modules_to_not_convert", given.get("modules_to_not_convert")
+            )
             given["algorithm"] = chosen["method"]
             arguments = {name: value for name, value in chosen.items() if name != "method"}
             self._algorithm_arguments = arguments
@@ -490,6 +494,8 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.filterwarnings("ignore", message="Real quantization has been applied")
         warnings.filterwarnings("ignore", message="Skipping extension modelopt_cuda_ext")
+        warnings.filterwarnings("ignore", message="Received custom quantization formats")
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         yield
 
 
@@ -657,6 +663,45 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
         and (isinstance(module, QuantModule) or type(module) in QuantModuleRegistry)
         and getattr(module, "weight", None) is not None
     }
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a convolution computes each pixel from that pixel alone: a linear layer over the channels."""
+    from torch import nn
+
+    return (
+        isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        and {*module.kernel_size, *module.stride} == {1}
+        and module.padding in ("valid", (0,) * len(module.kernel_size))
+        and module.groups == 1
+    )
+
+
+def _channels_last(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (args[0].movedim(1, -1), *args[1:])
+
+
+def _channels_second(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    return output.movedim(-1, 1)
+
+
+def make_linear(model: nn.Module, name: str, inside: bool = False) -> None:
+    """Put a linear layer in the place of a pointwise convolution; it takes and gives pictures as the convolution did.
+
+    The channels are moved around the layer by hooks, so that to ModelOpt it is a linear layer like any other. A weight that is
+    not there yet keeps the convolution's shape until it arrives. With ``inside`` the hooks are on a container with the linear
+    layer in it, for those who hook the layer itself.
+    """
+    from torch import nn
+
+    convolution = model.get_submodule(name)
+    linear = nn.Linear(convolution.in_channels, convolution.out_channels, device="meta")
+    weight = convolution.weight if convolution.weight.is_meta else nn.Parameter(convolution.weight.detach().flatten(1))
+    linear.weight, linear.bias = weight.requires_grad_(convolution.weight.requires_grad), convolution.bias
+    module = nn.Sequential(linear) if inside else linear
+    module.register_forward_pre_hook(_channels_last)
+    module.register_forward_hook(_channels_second)
+    model.set_submodule(name, module.train(convolution.training))
 
 
 def is_of_class(module: nn.Module, registered: str) -> bool:

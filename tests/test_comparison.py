@@ -45,6 +45,24 @@ def test_pictures_are_those_of_the_pipeline_alone(comparison, pipeline):
         assert np.array_equal(picture, np.asarray(image))
 
 
+def test_peak_is_that_of_drawing_a_whole_picture(comparison, pipeline):
+    from copy import deepcopy
+
+    from modelopt_nb import peak_memory, quantize
+    from modelopt_nb.pipeline import draw, swapped
+
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    weights = sum(weight_bytes(part).total for part in parts if part is not pipeline.transformer)
+    for name in ("dense", "NVFP4"):
+        model = deepcopy(pipeline.transformer)
+        if name != "dense":
+            quantize(model, make_config(name))
+        with swapped(pipeline, "transformer", model), peak_memory() as peak:
+            draw(pipeline, PROMPTS[:1], [5], num_inference_steps=1)
+        whole = (weights + weight_bytes(model).total + peak.tensors) / 2**20
+        assert comparison.frame["peak MiB"][name] == pytest.approx(whole, rel=2e-4)
+
+
 def test_pictures_are_those_of_the_packed_model(comparison, pipeline):
     from copy import deepcopy
 
