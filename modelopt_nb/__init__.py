@@ -21,7 +21,7 @@ _HOME = {
     "select": "selection",
     "Call": "calibration",
     "capture": "calibration",
-    "sensitivity": "sensitivity",
+    "sensitivity": "experiments",
     "Budget": "budget",
     "fit_budget": "budget",
     "enable": "upstream",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import upstream
 from modelopt_nb.config import config_code, make_config
+from modelopt_nb.experiments import check_gradients, gradient_scores, sensitivity
 from modelopt_nb.memory import MIB, weight_bytes
 from modelopt_nb.quantization import Layer, plan
 from modelopt_nb.selection import as_groups
-from modelopt_nb.sensitivity import check_gradients, gradient_scores, sensitivity
 
 if TYPE_CHECKING:
     import pandas as pd

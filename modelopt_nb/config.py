@@ -398,7 +398,8 @@ def make_config(
             in :data:`SCHEMES` such as ``"INT8 channel"``.
         modules_to_not_convert: Which layers to leave dense: whole names of modules, which mean all that is in them, parts
             of names, or shell-style patterns; also what :func:`modelopt_nb.select` returns.
-        weight_only: False quantizes activations too, in the weights' type unless ``quant_type`` names another.
+        weight_only: False quantizes activations too, in the weights' type unless ``quant_type`` names another: the inputs of
+            the layers that are packed.
         channel_quantize: Channel axis: 0 for one scale an output channel; with blocks, the axis that they run along.
         block_quantize: Block size, in weights. Needs ``channel_quantize``.
         scale_channel_quantize: Axis of the scales' own blocks, -1; NF4 only.

@@ -111,6 +111,8 @@ class Report:
 def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], list[dict[str, Any]]]:
     """Decide for every layer of ``model`` whether ``config`` packs it, without touching a weight.
 
+    Where activations are quantized, they are those of the layers that are packed.
+
     Returns the layers, with the expected bytes, and the ``quant_cfg`` entries that carry the decision out.
 
     Raises:
@@ -139,8 +141,8 @@ def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], l
             f"quant_type={config.quant_type!r} with channel_quantize={config.channel_quantize} and "
             f"block_quantize={config.block_quantize} would pack no layer of {type(model).__name__}: {reasons}"
         )
-    dense = [{"quantizer_name": f"{layer.name}.*", "enable": False} for layer in decided if not layer.packed]
-    return decided, entries + dense
+    off = [layer.name for layer in decided if not layer.packed] + upstream.without_weights(model)
+    return decided, entries + [{"quantizer_name": f"{name}.*_quantizer", "enable": False} for name in off]
 
 
 def named(model: nn.Module, argument: str, pattern: str, layers: Iterable[str], modules: Container[str]) -> list[str]:

@@ -48,7 +48,7 @@ def _kind(name: str, module: nn.Module, parents: Mapping[str, nn.Module]) -> str
     from torch import nn
 
     inside = _BLOCK.match(name) is not None
-    last = re.search(r"[A-Za-z]\w*(\.\d+)?$", name).group()
+    last = re.search(r"([A-Za-z]\w*)?(\.?\d+)?$", name).group()
     if isinstance(module, nn.modules.conv._ConvNd) and inside:
         return "pointwise convolution" if upstream.is_pointwise(module) else "convolution"
     parent = parents[name.removesuffix(last).rstrip(".")]

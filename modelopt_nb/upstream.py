@@ -494,6 +494,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.filterwarnings("ignore", message="Real quantization has been applied")
         warnings.filterwarnings("ignore", message="Skipping extension modelopt_cuda_ext")
+        warnings.filterwarnings("ignore", message="Received a module with monkey patched")
         warnings.filterwarnings("ignore", message="Received custom quantization formats")
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         yield
@@ -663,6 +664,18 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
         and (isinstance(module, QuantModule) or type(module) in QuantModuleRegistry)
         and getattr(module, "weight", None) is not None
     }
+
+
+def without_weights(model: nn.Module) -> list[str]:
+    """The modules that ModelOpt takes for quantizable and that have no weights to pack: norms, attentions and so on.
+
+    A pattern such as ``*input_quantizer`` means them too, so that norms round what they are given, for nothing: no product of
+    matrices follows.
+    """
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
+    layers = quantizable_layers(model)
+    return [name for name, m in model.named_modules() if name not in layers and name and type(m) in QuantModuleRegistry]
 
 
 def is_pointwise(module: nn.Module) -> bool:

@@ -190,3 +190,12 @@ def test_bytes_measured_against_the_arithmetic(transformer):
         bytes_ = quantize(copy.deepcopy(transformer), make_config(scheme)).bytes
         assert bytes_["measured/expected"] == pytest.approx(1, abs=0.02)
         assert bytes_["layers packed"] in (13, 17)
+
+
+def test_activations_are_quantized_where_weights_are_packed_and_nowhere_else(transformer, inputs):
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    config = make_config("INT8", weight_only=False, modules_to_not_convert="attn1")
+    report = quantize(transformer, config, lambda model: model(**inputs))
+    enabled = {n for n, m in transformer.named_modules() if isinstance(m, TensorQuantizer) and m.is_enabled}
+    assert enabled == {f"{x.name}.{side}_quantizer" for x in report.packed for side in ("input", "weight")}

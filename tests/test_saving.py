@@ -313,9 +313,7 @@ def test_a_whole_pipeline(pipeline, tmp_path):
         ("INT4", {"algorithm": "svdquant"}),
     ],
 )
-@pytest.mark.filterwarnings(
-    "ignore:.*is not calibrated, skip smoothing", "ignore:Received a module with monkey patched"
-)
+@pytest.mark.filterwarnings("ignore:.*is not calibrated, skip smoothing")
 def test_calibrated_algorithms(quant_type, arguments, transformer, inputs, tmp_path):
     report = quantize(transformer, make_config(quant_type, **arguments), lambda model: model(**inputs))
     transformer.save_pretrained(tmp_path / "packed")
