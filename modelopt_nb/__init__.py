@@ -50,10 +50,13 @@ _HOME = {
     "plot_difference": "plots",
     "plot_errors": "plots",
     "plot_format": "plots",
+    "plot_frontier": "plots",
     "plot_grid": "plots",
+    "plot_layers": "plots",
     "plot_pictures": "plots",
     "plot_quality": "plots",
     "plot_schemes": "plots",
+    "plot_sensitivity": "plots",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelopt_nb.calibration import Call
 
 DENSE = "dense"
-CANDIDATES = (DENSE, "FP8 channel", "INT8 channel", "NF4", "NVFP4", "INT4")
+CANDIDATES = (DENSE, "INT8 channel", "NF4", "NVFP4", "INT4")
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class Budget:
 
     ``config`` is ready for :func:`modelopt_nb.quantize` and for loading; ``bytes`` is what the packed model will take, all
     parameters and buffers, and ``error`` the predicted squared change of its output over its square. ``choice`` is a
-    frame with a row a group: ``scheme``, ``bytes`` and ``error``.
+    frame with a row a group: ``scheme``, ``bytes`` and ``error``. ``errors`` is what the choice was made from: a row a
+    group, a column a candidate.
     """
 
     config: NVIDIAModelOptConfig
     bytes: int
     error: float
     choice: pd.DataFrame
+    errors: pd.DataFrame
 
     @property
     def mib(self) -> float:
@@ -59,6 +61,7 @@ def fit_budget(
     groups: str | Mapping[str, str | Iterable[str]] = "part",
     pointwise_as_linear: bool = True,
     method: str = "output",
+    errors: pd.DataFrame | None = None,
     progress: bool = True,
 ) -> Budget:
     """Choose a scheme for each group of layers, so that the model fits the bytes with the least predicted error.
@@ -76,6 +79,7 @@ def fit_budget(
         method: How errors are predicted: ``"output"`` measures the change of the model's output, as
             :func:`modelopt_nb.sensitivity` does; ``"auto_quantize"`` lets ModelOpt estimate it from gradients, which takes FP8, INT8
             and INT4 alone.
+        errors: Of an earlier call with the same groups and candidates, to choose anew without measuring anew.
         progress: Show progress bars.
 
     Raises:
@@ -116,18 +120,31 @@ def fit_budget(
         )
         raise ValueError(f"{asked} cannot be met with these candidates. Allowed: {least} to {most}, dense")
 
-    def errors(config: NVIDIAModelOptConfig) -> Mapping[str, float]:
-        if method == "auto_quantize":
-            return gradient_scores(model, config, calls, named, progress)
-        return sensitivity(model, config, calls, named, without=False, progress=progress)["error alone"]
-
-    predicted: dict[str, Mapping[str, float]] = {c: errors(config) for c, config in configs.items()}
-    predicted[DENSE] = dict.fromkeys(named, 0.0)
+    if errors is None:
+        errors = pd.DataFrame(
+            {c: _errors(model, config, calls, named, method, progress) for c, config in configs.items()}
+        )
+    elif not (set(named) <= set(errors.index) and set(configs) <= set(errors.columns)):
+        raise ValueError(f"errors are of groups and candidates other than {', '.join(named)} and {', '.join(configs)}")
+    predicted = errors.assign(**{DENSE: 0.0}).to_dict()
     chosen = _solve(sizes, predicted, target - rest)
     rows = [(g, c, sizes[c][g], float(predicted[c][g])) for g, c in chosen.items()]
     choice = pd.DataFrame(rows, columns=["group", "scheme", "bytes", "error"]).set_index("group")
     config = _config(model, named, chosen, plans, pointwise_as_linear)
-    return Budget(config, rest + int(choice["bytes"].sum()), float(choice["error"].sum()), choice)
+    return Budget(config, rest + int(choice["bytes"].sum()), float(choice["error"].sum()), choice, errors)
+
+
+def _errors(
+    model: nn.Module,
+    config: NVIDIAModelOptConfig,
+    calls: Sequence[Call],
+    groups: Mapping[str, Sequence[str]],
+    method: str,
+    progress: bool,
+) -> Mapping[str, float]:
+    if method == "auto_quantize":
+        return gradient_scores(model, config, calls, groups, progress)
+    return sensitivity(model, config, calls, groups, without=False, progress=progress)["error alone"]
 
 
 def _sizes(groups: Mapping[str, Sequence[str]], layers: Mapping[str, Layer]) -> dict[str, int]:

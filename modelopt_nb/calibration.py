@@ -18,11 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a model while a pipeline was drawing: its arguments, and the denoising step it was made in."""
+    """One call of a model while a pipeline was drawing: its arguments, and in which denoising step of how many."""
 
     step: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    steps: int = 1
+
+    @property
+    def weight(self) -> float:
+        """How much an error in this call counts: the square of the share of the denoising that is still to come.
+
+        What is wrong early moves all that follows; what is wrong late is scaled by the little noise that is left.
+        """
+        return (1 - self.step / self.steps) ** 2
 
     def __call__(self, model: nn.Module) -> torch.Tensor:
         """Make the call again; returns the model's output, without gradients."""
@@ -43,7 +52,7 @@ def capture(
     seeds: int | Sequence[int] | None = None,
     *,
     steps: int = 20,
-    at: Sequence[float] = (0.1, 0.5, 0.9),
+    at: Sequence[float] = (0, 0.5, 0.9),
     component: str | None = None,
     **call: Any,
 ) -> list[Call]:
@@ -73,7 +82,7 @@ def capture(
 
     def keep(model: nn.Module, args: tuple, kwargs: dict) -> None:
         if now in wanted:
-            calls.append(Call(now, args, kwargs))
+            calls.append(Call(now, args, kwargs, steps))
 
     def next_step(pipe: Any, step: int, time: Any, kept: dict) -> dict:
         nonlocal now

@@ -37,12 +37,19 @@ def _exchanged(model: nn.Module, other: nn.Module, names: Iterable[str]) -> Iter
             parent._modules[child] = layer
 
 
-def _error(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
-    """The mean over the calls of the squared change of the output over its own square."""
-    shares = [
-        (o - r).double().square().sum() / r.double().square().sum() for o, r in zip(outputs, reference, strict=True)
+def _error(model: nn.Module, calls: Sequence[Call], reference: Sequence[torch.Tensor]) -> float:
+    """The squared change of the output over its own square: a mean over the calls, by their weights."""
+    weights = _weights(calls)
+    changes = [
+        float((c(model) - r).double().square().sum() / r.double().square().sum())
+        for c, r in zip(calls, reference, strict=True)
     ]
-    return float(sum(shares) / len(shares))
+    return sum(w * change for w, change in zip(weights, changes, strict=True))
+
+
+def _weights(calls: Sequence[Call]) -> list[float]:
+    total = sum(call.weight for call in calls)
+    return [call.weight / total for call in calls]
 
 
 def _check_calls(calls: Sequence[Call]) -> None:
@@ -74,8 +81,8 @@ def sensitivity(
 
     Returns:
         A row a group, the most error for its bytes first: ``layers``; ``dense bytes`` and ``packed bytes`` of its weights;
-        ``error alone``, the squared change of the output over its square when this group alone is quantized, a mean over the calls;
-        ``error without``, the same when all the others are; ``error per MiB saved`` of the first. Interrupted from the
+        ``error alone``, the squared change of the output over its square when this group alone is quantized, a mean over the
+        calls by their :attr:`Call.weight`; ``error without``, the same when all the others are; ``error per MiB saved`` of the first. Interrupted from the
         keyboard, the rows that were finished, and a warning.
 
     Raises:
@@ -103,10 +110,10 @@ def sensitivity(
                     "packed bytes": sum(layers[name].after for name in names),
                 }
                 with _exchanged(model, twin, names):
-                    row["error alone"] = _error([call(model) for call in calls], reference) if names else 0.0
+                    row["error alone"] = _error(model, calls, reference) if names else 0.0
                 if without:
                     with _exchanged(twin, model, names):
-                        row["error without"] = _error([call(twin) for call in calls], reference)
+                        row["error without"] = _error(twin, calls, reference)
                 rows[group] = row
     except KeyboardInterrupt:
         if not rows:
@@ -159,12 +166,12 @@ def gradient_scores(
             upstream.make_linear(twin, layer.name, inside=True)
             owner[f"{layer.name}.0"] = owner[layer.name]
     signs = torch.Generator(next(twin.parameters()).device)
-    batches = [(call, seed) for call in calls for seed in range(4)]
+    batches = [(call, weight, seed) for call, weight in zip(calls, _weights(calls), strict=True) for seed in range(4)]
 
-    def loss(output: torch.Tensor, batch: tuple[Call, int]) -> torch.Tensor:
-        signs.manual_seed(batch[1])
+    def loss(output: torch.Tensor, batch: tuple[Call, float, int]) -> torch.Tensor:
+        signs.manual_seed(batch[2])
         ones = torch.randint(0, 2, output.shape, generator=signs, device=output.device) * 2 - 1
-        return (output * ones).sum() / output.detach().norm()
+        return (output * ones).sum() / output.detach().norm() * batch[1] ** 0.5
 
     bars = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     with upstream.quiet(), bars:
@@ -178,5 +185,5 @@ def gradient_scores(
     for tried in state["candidate_stats"].values():
         name = tried["module_names"][0]
         if name in owner:
-            scores[owner[name]] += max(tried["scores"]) / len(batches)
+            scores[owner[name]] += max(tried["scores"]) / 4
     return scores

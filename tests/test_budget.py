@@ -75,6 +75,19 @@ def test_it_is_better_than_one_type_of_the_same_bytes(pipeline):
     assert error(best) < 0.8 * error(uniform)
 
 
+def test_a_second_choice_from_the_same_errors_measures_nothing(transformer, call):
+    first = fit_budget(transformer, [call], bits_per_weight=12, candidates=TWO, progress=False)
+
+    def never(model):
+        raise AssertionError("the model was called")
+
+    again = fit_budget(transformer, [never], bits_per_weight=12, candidates=TWO, errors=first.errors, progress=False)
+    assert again.code == first.code
+    assert again.errors.equals(first.errors)
+    with pytest.raises(ValueError, match="errors are of groups and candidates other than"):
+        fit_budget(transformer, [never], bits_per_weight=12, errors=first.errors, progress=False)
+
+
 def test_auto_quantize_is_the_second_method(pipeline):
     calls = modelopt_nb.capture(pipeline, ["a lemon on a blue background"], steps=4, at=(0.5,))
     budgets = [

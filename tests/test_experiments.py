@@ -100,7 +100,8 @@ def test_captured_calls_are_the_pipelines_own(pipeline):
         calls = capture(pipeline, ["a lemon on a blue background"], 3, steps=5, at=(0, 0.5, 1))
     finally:
         hook.remove()
-    assert [call.step for call in calls] == [0, 2, 4]
+    assert [(call.step, call.steps) for call in calls] == [(0, 5), (2, 5), (4, 5)]
+    assert [call.weight for call in calls] == pytest.approx([1, 0.36, 0.04])
     for call in calls:
         assert torch.equal(call(pipeline.transformer), outputs[call.step])
 
