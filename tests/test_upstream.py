@@ -28,6 +28,22 @@ def fp8_keeps_zeros():
     assert (upstream.read_packed(layer[0])[1] == 0).all()
 
 
+def packing_keeps_what_calibration_found():
+    import modelopt.torch.quantization as mtq
+
+    for scheme in ("INT8", "INT8 channel", "INT8 block", "INT4 block"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(256, 128))
+        weight, config = model[0].weight.detach().clone(), make_config(scheme, algorithm="mse")
+        rounded = torch.nn.Sequential(torch.nn.Linear(256, 128))
+        rounded.load_state_dict(model.state_dict())
+        with upstream.quiet():
+            mtq.quantize(rounded, config.modelopt_config)
+        expected = rounded[0].weight_quantizer(weight)
+        quantize(model, config)
+        torch.testing.assert_close(upstream.read_packed(model[0]), expected, rtol=0, atol=1e-6)
+
+
 def packed_weights_say_what_they_are_read_as():
     model = torch.nn.Sequential(torch.nn.Linear(32, 4)).half()
     quantize(model, make_config("FP8"))
@@ -105,6 +121,7 @@ def an_interrupted_save_leaves_the_old_folder():
 PROOFS = {
     "nf4-read-back": (nf4_reads_back, RuntimeError),
     "fp8-zeros": (fp8_keeps_zeros, AssertionError),
+    "calibrated-scales": (packing_keeps_what_calibration_found, AssertionError),
     "packed-dtype": (packed_weights_say_what_they_are_read_as, AssertionError),
     "config-from-type": (config_is_built_from_a_type, TypeError),
     "no-silent-substitution": (wrong_types_raise, pytest.fail.Exception),
