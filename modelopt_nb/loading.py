@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from modelopt_nb import saving, upstream
-from modelopt_nb.quantization import Report, measured, plan
+from modelopt_nb import quantization, saving, upstream
+from modelopt_nb.quantization import Report
 
 if TYPE_CHECKING:
     from diffusers import NVIDIAModelOptConfig
@@ -32,7 +32,7 @@ class Packing:
     def __init__(self, config: NVIDIAModelOptConfig, model: nn.Module) -> None:
         self.config, self.model = config, model
         self.algorithm = config.modelopt_config["algorithm"]
-        self.layers, entries = plan(model, config)
+        self.layers, entries = quantization.plan(model, config)
         self.specs = {x.name: x.spec for x in self.layers if x.packed}
         self.dtypes = {name: model.get_submodule(name).weight.dtype for name in self.specs}
         self.expected: dict[str, dict[str, Any]] = {}
@@ -76,10 +76,11 @@ class Packing:
         _align(self.model)
         for name, metadata in self.expected.items():
             upstream.wrap_packed(self.model.get_submodule(name), metadata)
-        loop = self.config.forward_loop if calibrate else None
-        upstream.finish_packing(self.model, self.algorithm if loop else None, loop)
+        if calibrate and self.config.forward_loop is not None:
+            quantization.calibrate(self.model, self.config, self.layers, self.config.forward_loop)
+        upstream.finish_packing(self.model)
         self.config.packed_dtype = str(next(iter(self.dtypes.values()))).removeprefix("torch.")
-        return measured(self.model, self.config, self.layers)
+        return quantization.measured(self.model, self.config, self.layers)
 
 
 def _align(model: nn.Module) -> None:
@@ -146,6 +147,8 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
         names, files = getattr(self, "_checkpoint", ((), ()))
         if self.pre_quantized:
             saving.check(files, type(model).__name__)
+        else:
+            quantization.check_algorithm(self.quantization_config, self.quantization_config.forward_loop)
         self.packing = Packing(self.quantization_config, model)
         model.config.quantization_config = self.quantization_config
         if self.pre_quantized:
@@ -200,6 +203,8 @@ class TransformersQuantizer(HfQuantizer):
         files = [Path(f) for f in checkpoint_files or ()]
         if self.pre_quantized:
             saving.check(files, type(model).__name__)
+        else:
+            quantization.check_algorithm(self.quantization_config, self.quantization_config.forward_loop)
         self.packing = Packing(self.quantization_config, model)
         if self.pre_quantized:
             self.packing.expect_packed(saving.shapes(files))

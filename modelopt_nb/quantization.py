@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,8 +141,9 @@ def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], l
             f"quant_type={config.quant_type!r} with channel_quantize={config.channel_quantize} and "
             f"block_quantize={config.block_quantize} would pack no layer of {type(model).__name__}: {reasons}"
         )
-    off = [layer.name for layer in decided if not layer.packed] + upstream.without_weights(model)
-    return decided, entries + [{"quantizer_name": f"{name}.*_quantizer", "enable": False} for name in off]
+    off = [f"{layer.name}.*_quantizer" for layer in decided if not layer.packed]
+    off += [f"{name}.input_quantizer" for name in upstream.without_weights(model)]
+    return decided, entries + [{"quantizer_name": pattern, "enable": False} for pattern in off]
 
 
 def named(model: nn.Module, argument: str, pattern: str, layers: Iterable[str], modules: Container[str]) -> list[str]:
@@ -234,7 +235,8 @@ def quantize(
 
     Raises:
         TypeError, ValueError: Before any weight is touched: not a ModelOpt config, nothing to quantize, a name in
-            ``modules_to_not_convert`` that matches nothing.
+            ``modules_to_not_convert`` that matches nothing, an algorithm without what it needs. And as :func:`calibrate` does;
+            whatever is raised, also by the loop, leaves the model as it was.
     """
     if not hasattr(config, "modelopt_config"):
         raise TypeError(f"config={config!r} is not a ModelOpt configuration. Build one with make_config('FP8')")
@@ -242,15 +244,70 @@ def quantize(
 
     upstream.enable()
     layers, entries = plan(model, config)
-    algorithm = config.modelopt_config["algorithm"]
-    for layer in layers:
-        if layer.as_linear:
-            upstream.make_linear(model, layer.name)
-    upstream.insert_quantizers(model, entries, algorithm)
-    upstream.finish_packing(model, algorithm, forward_loop or config.forward_loop)
-    report = measured(model, config, layers)
+    algorithm, loop = config.modelopt_config["algorithm"], forward_loop or config.forward_loop
+    check_algorithm(config, loop)
+    with upstream.undone_on_error(model):
+        for layer in layers:
+            if layer.as_linear:
+                upstream.make_linear(model, layer.name)
+        upstream.insert_quantizers(model, entries, algorithm)
+        calibrate(model, config, layers, loop)
+        upstream.finish_packing(model)
+        report = measured(model, config, layers)
     loading.attach(model, config, report)
     return report
+
+
+def check_algorithm(config: NVIDIAModelOptConfig, loop: Callable[[nn.Module], None] | None) -> None:
+    """Refuse an algorithm that cannot do its work with ``config``.
+
+    Raises:
+        ValueError: It needs a forward loop and there is none, or quantized activations and there are none.
+    """
+    method = config.modelopt_config["algorithm"]["method"]
+    if loop is None and method in NEED_LOOP:
+        raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
+    inputs = any(e["quantizer_name"] == "*input_quantizer" and "cfg" in e for e in config.modelopt_config["quant_cfg"])
+    if method == "smoothquant" and not inputs:
+        raise ValueError(
+            f"algorithm='smoothquant' moves what is hard to round from activations to weights, and quant_type="
+            f"{config.quant_type!r} rounds weights alone. Allowed: weight_only=False, or another algorithm"
+        )
+
+
+#: Algorithms that look at activations.
+NEED_LOOP = ("smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "local_hessian")
+
+
+def calibrate(
+    model: nn.Module,
+    config: NVIDIAModelOptConfig,
+    layers: Sequence[Layer],
+    loop: Callable[[nn.Module], None] | None,
+) -> None:
+    """Run ModelOpt's calibration on a model with quantizers in place.
+
+    Raises:
+        ValueError: A loop that does not reach every layer that is to be packed, or an algorithm that fails on this scheme.
+        FloatingPointError: NaN while the loop runs.
+    """
+    from modelopt_nb.calibration import checked_loop
+
+    algorithm, inside = config.modelopt_config["algorithm"], []
+
+    def run(model: nn.Module) -> None:
+        inside.append(True)
+        checked_loop(loop, [x.name for x in layers if x.packed])(model)
+        inside.clear()
+
+    try:
+        upstream.calibrate(model, algorithm, run if loop else None)
+    except Exception as error:
+        if inside:  # the loop's own error, as it is
+            raise
+        raise ValueError(
+            f"algorithm={algorithm['method']!r} cannot be used with quant_type={config.quant_type!r}: {error}"
+        ) from error
 
 
 def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer]) -> Report:
@@ -342,4 +399,5 @@ def _pack_all(model: nn.Module, cfg: dict[str, Any]) -> None:
     upstream.enable()
     entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": cfg}]
     upstream.insert_quantizers(model, entries, {"method": "max"})
-    upstream.finish_packing(model, {"method": "max"})
+    upstream.calibrate(model, {"method": "max"}, None)
+    upstream.finish_packing(model)

@@ -7,6 +7,7 @@ so a repair steps aside on the day that upstream is fixed. Nothing is edited on 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import io
@@ -151,7 +152,9 @@ class CalibratedScales(Repair):
     """INT8 and INT4 weights are packed with the scales that calibration found."""
 
     name = "calibrated-scales"
-    broken = "TensorQuantizer._real_quantize drops the amax of INT8 and INT4 weights, and packing takes each block's largest"
+    broken = (
+        "TensorQuantizer._real_quantize drops the amax of INT8 and INT4 weights, and packing takes each block's largest"
+    )
     versions = "nvidia-modelopt 0.47.0 and earlier"
     issue = "not reported upstream; modelopt/torch/quantization/nn/modules/tensor_quantizer.py, _real_quantize"
 
@@ -548,9 +551,34 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Real quantization has been applied")
         warnings.filterwarnings("ignore", message="Skipping extension modelopt_cuda_ext")
         warnings.filterwarnings("ignore", message="Received a module with monkey patched")
+        warnings.filterwarnings("ignore", message=".*is not calibrated, skip smoothing")  # what stays dense
         warnings.filterwarnings("ignore", message="Received custom quantization formats")
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         yield
+
+
+@contextlib.contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Give ``model`` its own modules, weights and hooks back where the block of code raises."""
+    before = [
+        (
+            module,
+            module.__class__,
+            {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in vars(module).items()},
+        )
+        for module in model.modules()
+    ]
+    data = [(parameter, parameter.data) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, cls, state in before:
+            module.__class__ = cls
+            vars(module).clear()
+            vars(module).update(state)
+        for parameter, values in data:
+            parameter.data = values
+        raise
 
 
 def insert_quantizers(model: nn.Module, entries: list[dict[str, Any]], algorithm: dict[str, Any]) -> None:
@@ -607,19 +635,20 @@ def wrap_packed(layer: nn.Module, metadata: dict[str, Any]) -> None:
     layer._parameters["weight"] = QTensorWrapper(layer._parameters["weight"].data, metadata=metadata)
 
 
-def finish_packing(
-    model: nn.Module, algorithm: dict[str, Any] | None = None, forward_loop: Callable[[nn.Module], None] | None = None
-) -> None:
-    """Pack what is quantized but not packed yet, and record on the model that it is packed.
+def calibrate(model: nn.Module, algorithm: dict[str, Any], forward_loop: Callable[[nn.Module], None] | None) -> None:
+    """Let ModelOpt calibrate a model whose quantizers are in place."""
+    import modelopt.torch.quantization as mtq
 
-    With an ``algorithm`` the whole model is calibrated first.
-    """
+    with quiet():
+        mtq.calibrate(model, algorithm, forward_loop)
+
+
+def finish_packing(model: nn.Module) -> None:
+    """Pack what is quantized but not packed yet, and record on the model that it is packed."""
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQuantizer
 
     with quiet():
-        if algorithm is not None:
-            mtq.calibrate(model, algorithm, forward_loop)
         # FP8 and NVFP4 have real low-precision matrix products on CUDA; elsewhere asking warns once a layer
         on_cuda = next(model.parameters()).is_cuda
         mtq.compress(model, mtq.config.CompressConfig(quant_gemm=on_cuda))

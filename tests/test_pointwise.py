@@ -55,7 +55,6 @@ def test_every_scheme_packs_saves_and_loads(name, scheme, tmp_path):
         assert weight_bytes(other) == weight_bytes(model)
 
 
-@pytest.mark.filterwarnings("ignore:.*is not calibrated, skip smoothing")
 @pytest.mark.parametrize("algorithm", ["max", "smoothquant", "awq_lite", "svdquant"])
 def test_they_are_calibrated_like_other_linear_layers(algorithm, transformer, inputs, tmp_path):
     dense = run(transformer, inputs)

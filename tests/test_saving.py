@@ -241,7 +241,6 @@ MIXED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*is not calibrated, skip smoothing")
 def test_in_a_fresh_process(transformer, inputs, tmp_path):
     """All schemes, W8A8, a mixed configuration and a calibrated algorithm, each bit for bit."""
     configs = {scheme: make_config(scheme) for scheme in SCHEMES}
@@ -313,7 +312,6 @@ def test_a_whole_pipeline(pipeline, tmp_path):
         ("INT4", {"algorithm": "svdquant"}),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*is not calibrated, skip smoothing")
 def test_calibrated_algorithms(quant_type, arguments, transformer, inputs, tmp_path):
     report = quantize(transformer, make_config(quant_type, **arguments), lambda model: model(**inputs))
     transformer.save_pretrained(tmp_path / "packed")

@@ -1,0 +1,205 @@
+import copy
+
+import pytest
+import torch
+from architectures import run
+
+from modelopt_nb import (
+    Call,
+    capture,
+    compare,
+    denoising_loop,
+    enable,
+    load_calls,
+    make_config,
+    quantize,
+    recorded,
+    replay_loop,
+)
+
+PROMPTS = ["a lemon on a blue background", "an owl on a red background", "a crab on a white background"]
+
+
+@pytest.fixture(autouse=True)
+def enabled():
+    enable()
+
+
+def scales(model) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("input_quantizer._amax")}
+
+
+def test_replaying_every_call_gives_the_amax_of_the_pipeline(pipeline, tmp_path):
+    loop = denoising_loop(pipeline, PROMPTS, 3, steps=4, batch_size=2, guidance_scale=3.0)
+    with recorded(pipeline, None, path=tmp_path / "calls.pt") as calls:
+        loop(pipeline.transformer)
+    assert [call.step for call in calls] == [0, 1, 2, 3] * 2
+    config = make_config("INT8", weight_only=False)
+    found = []
+    for forward_loop in (loop, replay_loop(calls), replay_loop(load_calls(tmp_path / "calls.pt"))):
+        model = copy.deepcopy(pipeline.transformer)
+        quantize(model, config, forward_loop)
+        found.append(scales(model))
+    assert len(found[0]) > 50
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in found[0])
+
+
+@pytest.mark.parametrize(
+    ("keep", "steps"), [(1, [0]), (2, [0, 9]), (4, [0, 3, 6, 9]), (10, list(range(10))), (99, list(range(10)))]
+)
+def test_what_is_kept_is_spread_over_the_steps(pipeline, keep, steps):
+    with recorded(pipeline, keep) as calls:
+        denoising_loop(pipeline, PROMPTS[:1], steps=10)(pipeline.transformer)
+    assert [call.step for call in calls] == steps
+
+
+def test_many_calls_are_thinned_as_they_come(pipeline):
+    model = pipeline.vae.decoder
+    pipe = type("Pipe", (), {"components": {"transformer": model}, "transformer": model})()
+    longest = 0
+    with recorded(pipe, 5) as calls:
+        for i in range(1000):
+            for hook in list(model._forward_pre_hooks.values()):
+                hook(model, (i,), {})
+            longest = max(longest, len(calls))
+    kept = [call.args[0] for call in calls]
+    assert longest <= 21
+    assert kept[0] == 0 and kept[-1] == 999
+    assert all(200 <= b - a <= 300 for a, b in zip(kept, kept[1:], strict=False))
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "vae"])
+def test_other_parts_of_a_pipeline(pipeline, component):
+    part = getattr(pipeline, component)
+    loop = denoising_loop(pipeline, PROMPTS[:1], steps=2, component=component)
+    with recorded(pipeline, None, component=component) as calls:
+        loop(part)
+    assert {call.method for call in calls} == {"forward" if component == "text_encoder" else "decode"}
+    assert not {"decode", "encode"} & vars(part).keys()  # it is as it was
+    config = make_config("INT8", weight_only=False, modules_to_not_convert=["encoder"] if component == "vae" else None)
+    found = []
+    for forward_loop in (loop, replay_loop(calls)):
+        model = copy.deepcopy(part)
+        quantize(model, config, forward_loop)
+        found.append(scales(model))
+    assert found[0] and all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_loop_in_the_config_calibrates_once_after_loading(transformer, inputs, tmp_path):
+    transformer.save_pretrained(tmp_path)
+    shown = []
+
+    def loop(model):
+        shown.append(type(model).__name__)
+        model(**inputs)
+
+    config = make_config("INT8", weight_only=False, forward_loop=loop)
+    loaded = type(transformer).from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
+    assert shown == ["SanaTransformer2DModel"]
+    quantize(transformer, config)
+    assert torch.equal(run(loaded, inputs), run(transformer, inputs))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda x: [x], lambda x: ({**x} for _ in range(2)), lambda x: [Call(0, (), x)], lambda x: [tuple(x.values())]],
+)
+def test_any_inputs_can_be_replayed(transformer, inputs, given):
+    ordered = {name: inputs[name] for name in ("hidden_states", "encoder_hidden_states", "timestep")}
+    loop = replay_loop(given(ordered))
+    quantize(transformer, make_config("INT4 block", algorithm="awq_lite"), loop)  # runs it twice
+
+
+def unharmed(model, before) -> bool:
+    state = model.state_dict()
+    same = state.keys() == before[0].keys() and all(
+        torch.equal(state[name], value) for name, value in before[0].items()
+    )
+    return (
+        same and [type(m) for m in model.modules()] == before[1] and not any(m._forward_hooks for m in model.modules())
+    )
+
+
+BAD_LOOPS = [
+    (lambda model, x: None, ValueError, "did not call the SanaTransformer2DModel"),
+    (lambda model, x: torch.nn.Linear(2, 2)(torch.ones(1, 2)), ValueError, "did not call the SanaTransformer2DModel"),
+    (lambda model, x: model.caption_projection(x["encoder_hidden_states"]), ValueError, r"never reached .* and \d+ more"),
+    (lambda model, x: (model(**x), 1 / 0), ZeroDivisionError, "division by zero"),
+    (lambda model, x: model(**x | {"hidden_states": x["hidden_states"] * float("nan")}), FloatingPointError,
+     "forward_loop: .* gets NaN"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scheme", "algorithm"),
+    [("INT8", "max"), ("INT8", "smoothquant"), ("INT4 block", "awq_lite"), ("INT4 block", "svdquant")],
+)
+@pytest.mark.parametrize(("loop", "error", "message"), BAD_LOOPS)
+def test_bad_loops_leave_the_model_as_it_was(transformer, inputs, scheme, algorithm, loop, error, message):
+    config = make_config(scheme, weight_only=scheme != "INT8", algorithm=algorithm, pointwise_as_linear=True)
+    before = (
+        {name: value.clone() for name, value in transformer.state_dict().items()},
+        [type(m) for m in transformer.modules()],
+    )
+    with pytest.raises(error, match=message):
+        quantize(transformer, config, lambda model: loop(model, inputs))
+    assert unharmed(transformer, before)
+    quantize(transformer, config, lambda model: model(**inputs))  # and can still be quantized
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "smoothquant", "weight_only": False}, "algorithm='smoothquant' needs a forward_loop"),
+        ({"algorithm": "awq_lite"}, "algorithm='awq_lite' needs a forward_loop"),
+        (
+            {"algorithm": "smoothquant", "forward_loop": print},
+            "algorithm='smoothquant' moves .* quant_type='INT8' rounds weights alone",
+        ),
+    ],
+)
+def test_algorithms_without_what_they_need(transformer, tmp_path, arguments, message):
+    config = make_config("INT8", **arguments)
+    with pytest.raises(ValueError, match=message):
+        quantize(transformer, config)
+    transformer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        type(transformer).from_pretrained(tmp_path, quantization_config=config)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: denoising_loop(p, PROMPTS, steps=1001), "steps=1001 is not allowed. Allowed: 1 to 1000"),
+        (lambda p: denoising_loop(p, PROMPTS, steps=0), "steps=0"),
+        (lambda p: denoising_loop(p, []), "prompts="),
+        (lambda p: denoising_loop(p, PROMPTS, component="unet"), "component='unet'"),
+        (lambda p: capture(p, PROMPTS, steps=1001), "steps=1001"),
+        (lambda p: replay_loop([]), "inputs is empty"),
+        (lambda p: recorded(p, 0).__enter__(), "keep=0 is not allowed"),
+        (lambda p: recorded(p, component="unet").__enter__(), "component='unet'"),
+    ],
+)
+def test_wrong_input(pipeline, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(pipeline)
+
+
+def test_an_interrupted_recording_leaves_no_file(pipeline, tmp_path):
+    path = tmp_path / "calls.pt"
+    with pytest.raises(KeyboardInterrupt), recorded(pipeline, path=path):
+        denoising_loop(pipeline, PROMPTS[:1], steps=2)(pipeline.transformer)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    assert not {"step", "set_timesteps"} & vars(pipeline.scheduler).keys()
+
+
+def test_calibrated_variants_in_a_comparison(pipeline):
+    loop = replay_loop(capture(pipeline, PROMPTS, steps=4))
+    variants = {
+        "static": make_config("INT8", weight_only=False, forward_loop=loop),
+        "smooth": make_config("INT8", weight_only=False, algorithm="smoothquant", forward_loop=loop),
+    }
+    frame = compare(pipeline, variants, PROMPTS[:1], steps=4, progress=False).frame
+    assert (frame["PSNR dB"].drop("dense") > 15).all()
