@@ -302,6 +302,39 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
     return forward_loop
 
 
+def activation_ranges(model: nn.Module, calls: Sequence[Call]) -> pd.DataFrame:
+    """The largest absolute value that each layer is given, a row a layer, a column a denoising step of ``calls``.
+
+    The layers are those that can be quantized, in the order of the model; one that is never reached has no number.
+    """
+    import pandas as pd
+
+    from modelopt_nb import upstream
+
+    found: dict[str, dict[int, float]] = {}
+    step = 0
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple) -> None:
+            largest = args[0].detach().abs().max().item()
+            row = found.setdefault(name, {})
+            row[step] = max(row.get(step, 0.0), largest)
+
+        return hook
+
+    layers = upstream.quantizable_layers(model)
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        for call in calls:
+            step = call.step
+            call(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    frame = pd.DataFrame.from_dict(found, orient="index").reindex(layers)
+    return frame[sorted(frame.columns)].rename_axis("layer").rename_axis("step", axis="columns")
+
+
 def checked_loop(loop: ForwardLoop, layers: Iterable[str]) -> ForwardLoop:
     """``loop``, which has to reach all of the ``layers`` with finite numbers, or an error says what it did instead.
 

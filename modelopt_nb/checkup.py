@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import upstream
-from modelopt_nb.config import QUANT_TYPES, SCHEMES, make_config
+from modelopt_nb.config import ACTIVATION_SCALES, QUANT_TYPES, SCHEMES, make_config
 from modelopt_nb.quantization import quantize
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from diffusers import NVIDIAModelOptConfig
 
 PACKAGES = ("modelopt-nb", "torch", "diffusers", "nvidia-modelopt", "transformers", "accelerate")
 
@@ -31,21 +37,59 @@ def _verdict(work: Callable[[], None]) -> str:
     return "runs"
 
 
-def try_scheme(quant_type: str) -> str:
-    """Pack a tiny layer with ``quant_type`` (a type, a combined type or a scheme) and run it: ``runs``, or why not."""
+def try_scheme(quant_type: str, **options: Any) -> str:
+    """Pack a tiny layer with ``quant_type`` (a type, a combined type or a scheme) and run it: ``runs``, or why not.
+
+    ``options`` are those of :func:`modelopt_nb.make_config`. An algorithm that leaves the layer as ``"max"`` does is not
+    supported either.
+    """
     import torch
 
     def work() -> None:
+        def packed(config: NVIDIAModelOptConfig) -> torch.Tensor:
+            model = _layer()
+            quantize(model, config, lambda m: m(x))
+            return model(x)
+
         model = _layer()
         x = torch.randn(4, 256, device=next(model.parameters()).device)
         with torch.no_grad():
-            dense = model(x)
-            quantize(model, make_config(quant_type), lambda m: m(x))
-            error = ((model(x) - dense).norm() / dense.norm()).item()
-        if not error < 0.3:
-            raise ArithmeticError(f"relative output error {error:.2g}")
+            dense, config = model(x), make_config(quant_type, **options)
+            output = packed(config)
+            error = ((output - dense).norm() / dense.norm()).item()
+            if not error < 0.3:
+                raise ArithmeticError(f"relative output error {error:.2g}")
+            method = config.modelopt_config["algorithm"]["method"]
+            if method != "max" and torch.equal(
+                output, packed(make_config(quant_type, **options | {"algorithm": "max"}))
+            ):
+                raise ValueError(f"{method} changes nothing")
 
     return _verdict(work)
+
+
+#: ModelOpt's algorithms for diffusion models that :func:`algorithm_table` tries.
+ALGORITHMS = ("max", "mse", "smoothquant", "awq_lite", "svdquant")
+
+
+def algorithm_table(
+    schemes: Iterable[str] = tuple(SCHEMES), activations: Iterable[str] = ("FP8", "INT8")
+) -> pd.DataFrame:
+    """Which algorithm goes with which scheme, found by trying each on a tiny layer: ``runs``, or why not.
+
+    A row a scheme and an activation type with a way to scale it (both empty for weights alone), a column an algorithm.
+    """
+    import pandas as pd
+
+    ways = [("", ""), *((kind, scale) for kind in activations for scale in ACTIVATION_SCALES)]
+    rows = {}
+    for scheme in schemes:
+        name, chosen = SCHEMES[scheme]
+        for kind, scale in ways:
+            options = chosen | ({"activation_scale": scale} if kind else {})
+            combined = f"{name}_{kind}" if kind else name
+            rows[scheme, kind, scale] = {a: try_scheme(combined, algorithm=a, **options) for a in ALGORITHMS}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["scheme", "activations", "scale"])
 
 
 def repairs() -> dict[str, str]:

@@ -68,7 +68,8 @@ class Table:
     }
 
     def _formats(self) -> dict[str, str]:
-        return {name: f"{{:.{self.DIGITS.get(name, 2)}f}}" for name in self.frame.columns}
+        numbers = self.frame.select_dtypes("number").columns
+        return {name: f"{{:.{self.DIGITS.get(name, 2)}f}}" for name in numbers}
 
     def __repr__(self) -> str:
         formatters = {name: form.format for name, form in self._formats().items()}
@@ -102,7 +103,7 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """A row a variant.
 
-        ``weights MiB``, ``bits per weight`` and ``of bf16`` (bytes over those of the same weights in bfloat16) are the
+        ``precision`` is what weights and activations are rounded to. ``weights MiB``, ``bits per weight`` and ``of bf16`` (bytes over those of the same weights in bfloat16) are the
         component's, scales and layers left dense included. ``peak MiB``: on CUDA what the allocator held at most, on a
         CPU the weights of the whole pipeline plus the peak of the tensors made while one picture is drawn, packed.
         ``s per step``: the component's time in one denoising step of one picture, packed. ``PSNR dB`` and ``SSIM``:
@@ -113,6 +114,7 @@ class Comparison:
 
         rows = {
             v.name: {
+                "precision": v.report.precision if v.report else DENSE,
                 "weights MiB": v.weights.mib,
                 "bits per weight": v.weights.bits_per_weight,
                 "of bf16": v.weights.of_bf16,

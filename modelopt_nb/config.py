@@ -235,20 +235,62 @@ def weight_cfg(weights: QuantType, blocks: Blocks) -> dict[str, Any]:
     return cfg | {"block_sizes": sizes}
 
 
-def activation_cfg(activations: QuantType, blocks: Blocks) -> dict[str, Any]:
-    """The ``cfg`` of ModelOpt's input quantizer: one static scale a tensor unless channels or blocks are asked for.
+#: How activations can be scaled, and the ``cfg`` of that: for linear layers, and for convolutions (channels are axis 1).
+#: Static scales are found by calibration, dynamic ones as an input passes; a token is a row of a linear layer's input.
+ACTIVATION_SCALES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "static tensor": ({}, {}),
+    "static channel": ({"axis": -1}, {"axis": 1}),
+    "dynamic tensor": ({"type": "dynamic"}, {"type": "dynamic"}),
+    "dynamic token": ({"type": "dynamic", "block_sizes": {-1: None}}, {"type": "dynamic"}),
+}
+CALIBRATORS = ("max", "percentile", "entropy", "mse")
 
-    With them, every token (the first axes of an input) gets its own scale as it passes: "dynamic", as in Diffusers.
+
+def activation_entries(
+    activations: QuantType, blocks: Blocks, scale: str | None = None, calibrator: str = "max"
+) -> list[dict[str, Any]]:
+    """ModelOpt's input quantizers. Without a ``scale``, as Diffusers has it: one static scale a tensor, or where the weights
+    have channels or blocks one for every token as it passes.
     """
     if not activations.activations:
         takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.activations)
         raise ValueError(f"quant_type: {activations.name} is for weights only. Allowed for activations: {takers}")
+    if scale is not None and scale not in ACTIVATION_SCALES:
+        raise ValueError(f"activation_scale={scale!r} is not known. Allowed: {', '.join(ACTIVATION_SCALES)}")
+    if calibrator not in CALIBRATORS:
+        raise ValueError(f"activation_calibrator={calibrator!r} is not known. Allowed: {', '.join(CALIBRATORS)}")
     cfg: dict[str, Any] = {"num_bits": activations.num_bits}
+    chosen = scale or ("static tensor" if blocks.channel_quantize is None else "dynamic token")
+    if calibrator != "max" and (chosen != "static tensor" or activations.needs_block):
+        raise ValueError(
+            f"activation_calibrator={calibrator!r} makes a histogram of a whole tensor, and the scale is {chosen!r}. Allowed "
+            "with it: activation_scale='static tensor'"
+        )
     if activations.needs_block:
-        return cfg | {"block_sizes": {-1: activations.block, "type": "dynamic", "scale_bits": activations.scale_bits}}
-    if blocks.channel_quantize is None:
-        return cfg
-    return cfg | {"type": "dynamic", "block_sizes": {-1: None}}  # as ModelOpt's FP8_PER_CHANNEL_PER_TOKEN_CFG
+        if scale is not None:
+            raise ValueError(
+                f"activation_scale={scale!r} does not apply to {activations.name}, whose blocks are scaled as they pass"
+            )
+        cfg["block_sizes"] = {-1: activations.block, "type": "dynamic", "scale_bits": activations.scale_bits}
+        return [{"quantizer_name": "*input_quantizer", "cfg": cfg}]
+    if calibrator != "max":
+        cfg["calibrator"] = "histogram"
+    linear, convolution = ACTIVATION_SCALES[chosen]
+    entries = [{"quantizer_name": "*input_quantizer", "cfg": cfg | linear}]
+    if convolution != linear:
+        for parent in ("nn.Conv1d", "nn.Conv2d", "nn.Conv3d"):
+            entries.append({"quantizer_name": "*input_quantizer", "parent_class": parent, "cfg": cfg | convolution})
+    return entries
+
+
+#: What a configuration knows beside what Diffusers' class has, and what it is without being asked.
+KIT_ARGUMENTS: dict[str, Any] = {
+    "pointwise_as_linear": False,
+    "mixed": None,
+    "activation_scale": None,
+    "activation_calibrator": "max",
+    "percentile": 99.9,
+}
 
 
 def patterns(argument: str, value: str | Iterable[str] | None) -> list[str]:
@@ -286,20 +328,16 @@ def mixed_schemes(mixed: Mapping[str, str | Iterable[str]] | None) -> dict[str, 
     return checked
 
 
-def quant_cfg(weights: Mapping[str, Any], activations: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """ModelOpt's ordered list of quantizer entries: all off, then weights (and activations) on, then its own exclusions.
+def quant_cfg(weights: Mapping[str, Any], activations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """ModelOpt's ordered list of quantizer entries: all off, then weights and activations on, then its own exclusions.
 
     Later entries win. Source: ``modelopt.torch.quantization.config``, "quant_cfg" (list form since ModelOpt 0.44).
     """
     import modelopt.torch.quantization as mtq
 
-    entries: list[dict[str, Any]] = [
-        {"quantizer_name": "*", "enable": False},
-        {"quantizer_name": "*weight_quantizer", "cfg": dict(weights)},
-    ]
-    if activations is not None:
-        entries.append({"quantizer_name": "*input_quantizer", "cfg": dict(activations)})
-    return entries + [dict(entry) for entry in mtq.config._default_disabled_quantizer_cfg]
+    on = [{"quantizer_name": "*weight_quantizer", "cfg": dict(weights)}, *map(dict, activations)]
+    off = [dict(entry) for entry in mtq.config._default_disabled_quantizer_cfg]
+    return [{"quantizer_name": "*", "enable": False}, *on, *off]
 
 
 def calibration_algorithm(algorithm: str | Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,13 +379,28 @@ def calibration_algorithm(algorithm: str | Mapping[str, Any], arguments: Mapping
 
 
 def modelopt_config(
-    quant_type: str, weight_only: bool, asked: Blocks, algorithm: str | Mapping[str, Any], arguments: Mapping[str, Any]
+    quant_type: str,
+    weight_only: bool,
+    asked: Blocks,
+    algorithm: str | Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    activation_scale: str | None = None,
+    activation_calibrator: str = "max",
 ) -> tuple[Blocks, dict[str, Any]]:
     """What ModelOpt takes for a quant type, and the axes and block sizes in it. Raises as :func:`make_config` does."""
     weights, activations = split_quant_type(quant_type)
     blocks = resolve_blocks(weights, asked)
     chosen = calibration_algorithm(algorithm, arguments)
-    inputs = None if weight_only else activation_cfg(activations or weights, asked)
+    if weight_only and (activation_scale is not None or activation_calibrator != "max"):
+        raise ValueError(
+            f"activation_scale={activation_scale!r} and activation_calibrator={activation_calibrator!r} are for quantized "
+            f"activations, and quant_type={quant_type!r} has none. Allowed with weight_only=False"
+        )
+    inputs = (
+        []
+        if weight_only
+        else activation_entries(activations or weights, asked, activation_scale, activation_calibrator)
+    )
     return blocks, {"quant_cfg": quant_cfg(weight_cfg(weights, blocks), inputs), "algorithm": chosen}
 
 
@@ -384,6 +437,9 @@ def make_config(
     disable_conv_quantization: bool = False,
     pointwise_as_linear: bool = False,
     mixed: Mapping[str, str | Iterable[str]] | None = None,
+    activation_scale: str | None = None,
+    activation_calibrator: str = "max",
+    percentile: float = 99.9,
     **kwargs: Any,
 ) -> NVIDIAModelOptConfig:
     """The ModelOpt configuration for a quant type or a short scheme name, valid on the installed ModelOpt.
@@ -411,6 +467,11 @@ def make_config(
             blocks too, and whatever ``disable_conv_quantization`` says. They stay linear layers in the packed model.
         mixed: Other types for some layers: names or patterns, by scheme, such as ``{"INT8 channel": ["attn1"]}``. They
             win over what ModelOpt leaves dense by default; ``modules_to_not_convert`` wins over them.
+        activation_scale: A name in :data:`ACTIVATION_SCALES`; without one as Diffusers has it: ``"static tensor"``, or with
+            channels or blocks of weights ``"dynamic token"``.
+        activation_calibrator: How a static scale is found: from the largest value, ``"max"``, or from a histogram, by
+            ``"percentile"``, ``"entropy"`` or ``"mse"``.
+        percentile: For that calibrator: how much of the histogram the scale covers, in percent.
         kwargs: Further arguments of the algorithm, such as ``alpha`` of ``smoothquant``.
 
     Raises:
@@ -431,7 +492,11 @@ def make_config(
     weight_only = only_weights(quant_type, weight_only)
     if forward_loop is not None and not callable(forward_loop):
         raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
-    blocks, built = modelopt_config(quant_type, weight_only, asked, algorithm, kwargs)
+    if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
+        raise ValueError(f"percentile={percentile!r} is not allowed. Allowed: above 0, up to 100")
+    blocks, built = modelopt_config(
+        quant_type, weight_only, asked, algorithm, kwargs, activation_scale, activation_calibrator
+    )
     config = NVIDIAModelOptConfig(
         quant_type=quant_type,
         modules_to_not_convert=patterns("modules_to_not_convert", modules_to_not_convert),
@@ -442,8 +507,32 @@ def make_config(
         modelopt_config=built,
         **vars(blocks),
     )
-    config.pointwise_as_linear, config.mixed = bool(pointwise_as_linear), mixed_schemes(mixed)
+    vars(config).update(
+        pointwise_as_linear=bool(pointwise_as_linear),
+        mixed=mixed_schemes(mixed),
+        activation_scale=activation_scale,
+        activation_calibrator=activation_calibrator,
+        percentile=percentile,
+    )
     return config
+
+
+def precision(config: NVIDIAModelOptConfig, specs: Iterable[WeightSpec]) -> str:
+    """What weights and activations are rounded to: ``"W4"``, or ``"W8A8 static tensor"`` with activations."""
+    bits = sorted({s.num_bits if isinstance(s.num_bits, int) else sum(s.num_bits) + 1 for s in specs})
+    weights = f"W{bits[0]}" if len(bits) == 1 else f"W{bits[0]}-{bits[-1]}"
+    inputs = [
+        e["cfg"]
+        for e in config.modelopt_config["quant_cfg"]
+        if e["quantizer_name"] == "*input_quantizer" and "cfg" in e
+    ]
+    if not inputs:
+        return weights
+    cfg = inputs[0]
+    width = cfg["num_bits"] if isinstance(cfg["num_bits"], int) else sum(cfg["num_bits"]) + 1
+    shape = {k: v for k, v in cfg.items() if k in ("type", "axis", "block_sizes")}
+    names = [name for name, (linear, _) in ACTIVATION_SCALES.items() if linear == shape]
+    return f"{weights}A{width} {names[0] if names else 'dynamic block'}"
 
 
 def config_code(config: NVIDIAModelOptConfig) -> str:

@@ -235,6 +235,33 @@ def plot_frontier(comparison: Comparison, families: Mapping[str, Sequence[str]])
     return figure
 
 
+def plot_ranges(ranges: pd.DataFrame) -> Figure:
+    """The frame of :func:`modelopt_nb.activation_ranges` as a heat map: each layer's range over its own largest, by step.
+
+    Beside it the largest itself, on a logarithmic axis.
+    """
+    from matplotlib.figure import Figure
+
+    largest = ranges.max(axis=1)
+    figure = Figure(figsize=(9, 1.2 + 0.085 * len(ranges)), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    image = left.imshow(
+        ranges.div(largest, axis=0), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest"
+    )
+    left.set_yticks(range(len(ranges)), ranges.index, fontsize=4)
+    columns = range(0, ranges.shape[1], max(1, ranges.shape[1] // 10))
+    left.set_xticks(columns, [ranges.columns[i] for i in columns], fontsize=7)
+    left.set_xlabel("denoising step", fontsize=8)
+    left.set_title("largest input in a step, over the layer's largest", fontsize=9)
+    figure.colorbar(image, ax=left, fraction=0.03)
+    right.barh(range(len(ranges)), largest, color="#0072b2")
+    right.set_xscale("log")
+    right.tick_params(axis="x", labelsize=7)
+    right.set_title("the largest", fontsize=9)
+    right.grid(alpha=0.3, axis="x")
+    return figure
+
+
 def plot_format(quant_type: str, values: np.ndarray, weight: np.ndarray, block: int | None = None) -> Figure:
     """The values that a block can hold, as lines, over the histogram of a real weight, each block scaled to its largest.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import upstream
-from modelopt_nb.config import QUANT_TYPES, WeightSpec, make_config, names_layer
+from modelopt_nb.config import QUANT_TYPES, WeightSpec, make_config, names_layer, precision
 from modelopt_nb.memory import MIB, WeightBytes, stored_dtype, weight_bytes
 
 if TYPE_CHECKING:
@@ -52,12 +52,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`quantize` did: every quantizable layer, and the model's bytes before and after."""
+    """What :func:`quantize` did: every quantizable layer, and the model's bytes before and after.
+
+    ``precision`` says what weights, and activations where they are, are rounded to, such as ``"W8A8 static tensor"``. It is what
+    they are rounded to, not what is computed with: a packed layer dequantizes its weight, and its product is taken in the
+    model's dtype, unless ModelOpt has a low-precision product for that layer on CUDA.
+    """
 
     quant_type: str
     layers: tuple[Layer, ...]
     before: WeightBytes
     after: WeightBytes
+    precision: str
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -98,7 +104,7 @@ class Report:
 
     def __str__(self) -> str:
         text = (
-            f"{self.quant_type}: packed {len(self.packed)} of {len(self.layers)} layers, {self.before.total / MIB:.2f} MiB -> "
+            f"{self.quant_type} ({self.precision}): packed {len(self.packed)} of {len(self.layers)} layers, {self.before.total / MIB:.2f} MiB -> "
             f"{self.after.total / MIB:.2f} MiB ({self.after.bits_per_weight:.2f} bits a weight)"
         )
         for reason in dict.fromkeys(x.reason for x in self.layers if x.reason):
@@ -162,15 +168,13 @@ def _mixed_entries(
     """The quantizer entries of ``config.mixed``, one or two a layer."""
     entries, taken = [], {}
     for scheme, patterns in (getattr(config, "mixed", None) or {}).items():
-        cfgs = {e["quantizer_name"]: e.get("cfg") for e in make_config(scheme).modelopt_config["quant_cfg"]}
+        cfgs = [e for e in make_config(scheme).modelopt_config["quant_cfg"] if "cfg" in e]
         for pattern in patterns:
             for layer in named(model, f"mixed[{scheme!r}]", pattern, layers, modules):
                 if taken.setdefault(layer, scheme) != scheme:
                     raise ValueError(f"mixed names {layer} twice: under {taken[layer]!r} and under {scheme!r}")
-                for quantizer in ("weight_quantizer", "input_quantizer"):
-                    cfg = cfgs.get(f"*{quantizer}")
-                    entry = {"quantizer_name": f"{layer}.{quantizer}"}
-                    entries.append(entry | ({"cfg": cfg} if cfg else {"enable": False}))
+                entries.append({"quantizer_name": f"{layer}.input_quantizer", "enable": False})
+                entries += [e | {"quantizer_name": layer + e["quantizer_name"].replace("*", ".")} for e in cfgs]
     return entries
 
 
@@ -267,11 +271,21 @@ def check_algorithm(config: NVIDIAModelOptConfig, loop: Callable[[nn.Module], No
     method = config.modelopt_config["algorithm"]["method"]
     if loop is None and method in NEED_LOOP:
         raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
-    inputs = any(e["quantizer_name"] == "*input_quantizer" and "cfg" in e for e in config.modelopt_config["quant_cfg"])
-    if method == "smoothquant" and not inputs:
+    entries = config.modelopt_config["quant_cfg"]
+    inputs = [e["cfg"] for e in entries if e["quantizer_name"] == "*input_quantizer" and "cfg" in e]
+    if method == "smoothquant" and not (inputs and inputs[0]["num_bits"] == 8 and config.quant_type.startswith("INT8")):
         raise ValueError(
-            f"algorithm='smoothquant' moves what is hard to round from activations to weights, and quant_type="
-            f"{config.quant_type!r} rounds weights alone. Allowed: weight_only=False, or another algorithm"
+            "algorithm='smoothquant' moves what is hard to round from INT8 activations to INT8 weights, in ModelOpt, and "
+            f"quant_type={config.quant_type!r}, weight_only={config.weight_only} is not that. Allowed: 'INT8' with weight_only=False"
+        )
+    if method in NEED_LOOP and any(cfg.get("block_sizes") and "scale_bits" not in cfg["block_sizes"] for cfg in inputs):
+        raise ValueError(
+            f"algorithm={method!r} scales the channels of activations, which cannot be scaled by token too. Allowed with it: "
+            "activation_scale='static tensor', 'dynamic tensor' or 'static channel'"
+        )
+    if method == "mse" and config.quant_type.split("_")[0] == "NF4":
+        raise ValueError(
+            "algorithm='mse' changes nothing in NF4, whose packing takes each block's largest. Allowed: 'max'"
         )
 
 
@@ -300,14 +314,21 @@ def calibrate(
         checked_loop(loop, [x.name for x in layers if x.packed])(model)
         inside.clear()
 
+    method = algorithm["method"]
     try:
-        upstream.calibrate(model, algorithm, run if loop else None)
+        scaled = getattr(config, "activation_calibrator", "max"), getattr(config, "percentile", 99.9)
+        upstream.calibrate(model, algorithm, run if loop else None, *scaled)
     except Exception as error:
         if inside:  # the loop's own error, as it is
             raise
         raise ValueError(
-            f"algorithm={algorithm['method']!r} cannot be used with quant_type={config.quant_type!r}: {error}"
+            f"algorithm={method!r} cannot be used with quant_type={config.quant_type!r}: {error}"
         ) from error
+    if method in ("smoothquant", "awq_lite", "svdquant") and not upstream.has_smoothed(model):
+        raise ValueError(
+            f"algorithm={method!r} changes nothing with quant_type={config.quant_type!r} and activation_scale="
+            f"{getattr(config, 'activation_scale', None)!r}. Allowed: 'max', or another of algorithm_table()"
+        )
 
 
 def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer]) -> Report:
@@ -325,7 +346,8 @@ def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer]
             dense[layer.dtype] += layer.before
     before = WeightBytes({dtype: size for dtype, size in dense.items() if size}, after.weights)
     quant_type = "mixed" if getattr(config, "mixed", None) else config.quant_type
-    return Report(quant_type, tuple(layers), before, after)
+    rounded = precision(config, (x.spec for x in layers if x.packed))
+    return Report(quant_type, tuple(layers), before, after, rounded)
 
 
 def _measure(model: nn.Module, layer: Layer) -> Layer:

@@ -229,7 +229,8 @@ class ConfigFromType(Repair):
                 self.channel_quantize, self.block_quantize, self.scale_channel_quantize, self.scale_block_quantize
             )
             chosen = self.calib_cfg | getattr(self, "_algorithm_arguments", {})
-            blocks, built = config.modelopt_config(self.quant_type, self.weight_only, asked, chosen, {})
+            scaled = getattr(self, "activation_scale", None), getattr(self, "activation_calibrator", "max")
+            blocks, built = config.modelopt_config(self.quant_type, self.weight_only, asked, chosen, {}, *scaled)
             vars(self).update(vars(blocks))
             return built
 
@@ -277,8 +278,8 @@ class NoSilentSubstitution(Repair):
             if further.pop("quant_method", "modelopt") != "modelopt":
                 raise ValueError(f"quant_method={kwargs['quant_method']!r} is not 'modelopt'")
             self.packed_dtype = further.pop("packed_dtype", None)  # of the weights, when a checkpoint was packed
-            self.pointwise_as_linear = bool(further.pop("pointwise_as_linear", False))
-            self.mixed = config.mixed_schemes(further.pop("mixed", None))
+            vars(self).update({name: further.pop(name, default) for name, default in config.KIT_ARGUMENTS.items()})
+            self.mixed = config.mixed_schemes(self.mixed)
             chosen = further.pop("calib_cfg", None) or given.get("algorithm", "max")
             chosen = config.calibration_algorithm(chosen, further)
             given["weight_only"] = config.only_weights(given["quant_type"], given.get("weight_only"))
@@ -635,12 +636,34 @@ def wrap_packed(layer: nn.Module, metadata: dict[str, Any]) -> None:
     layer._parameters["weight"] = QTensorWrapper(layer._parameters["weight"].data, metadata=metadata)
 
 
-def calibrate(model: nn.Module, algorithm: dict[str, Any], forward_loop: Callable[[nn.Module], None] | None) -> None:
-    """Let ModelOpt calibrate a model whose quantizers are in place."""
+def calibrate(
+    model: nn.Module,
+    algorithm: dict[str, Any],
+    forward_loop: Callable[[nn.Module], None] | None,
+    calibrator: str = "max",
+    percentile: float = 99.9,
+) -> None:
+    """Let ModelOpt calibrate a model whose quantizers are in place; ``calibrator`` reads the histograms where there are some."""
     import modelopt.torch.quantization as mtq
+    from modelopt.torch.quantization.calib import HistogramCalibrator
+    from modelopt.torch.quantization.nn import TensorQuantizer
 
-    with quiet():
-        mtq.calibrate(model, algorithm, forward_loop)
+    found = [getattr(m, "_calibrator", None) for m in model.modules() if isinstance(m, TensorQuantizer)]
+    histograms = [c for c in found if isinstance(c, HistogramCalibrator)]
+    for c in histograms:  # mtq.calibrate asks a calibrator for its amax without saying how
+        c.compute_amax = functools.partial(c.compute_amax, calibrator, percentile=percentile)
+    try:
+        with quiet():
+            mtq.calibrate(model, algorithm, forward_loop)
+    finally:
+        for c in histograms:
+            del c.compute_amax
+
+
+def has_smoothed(model: nn.Module) -> bool:
+    """Whether calibration gave any layer a scale for the channels of its input."""
+    quantizers = (getattr(module, "input_quantizer", None) for module in model.modules())
+    return any(getattr(quantizer, "pre_quant_scale", None) is not None for quantizer in quantizers)
 
 
 def finish_packing(model: nn.Module) -> None:

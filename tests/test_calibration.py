@@ -5,17 +5,23 @@ import torch
 from architectures import run
 
 from modelopt_nb import (
+    ACTIVATION_SCALES,
+    ALGORITHMS,
+    SCHEMES,
     Call,
     capture,
     compare,
+    config_code,
     denoising_loop,
     enable,
+    layer_frame,
     load_calls,
     make_config,
     quantize,
     recorded,
     replay_loop,
 )
+from modelopt_nb.config import CALIBRATORS
 
 PROMPTS = ["a lemon on a blue background", "an owl on a red background", "a crab on a white background"]
 
@@ -155,7 +161,7 @@ def test_bad_loops_leave_the_model_as_it_was(transformer, inputs, scheme, algori
         ({"algorithm": "awq_lite"}, "algorithm='awq_lite' needs a forward_loop"),
         (
             {"algorithm": "smoothquant", "forward_loop": print},
-            "algorithm='smoothquant' moves .* quant_type='INT8' rounds weights alone",
+            "algorithm='smoothquant' moves .* quant_type='INT8', weight_only=True",
         ),
     ],
 )
@@ -166,6 +172,98 @@ def test_algorithms_without_what_they_need(transformer, tmp_path, arguments, mes
     transformer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         type(transformer).from_pretrained(tmp_path, quantization_config=config)
+
+
+ACTIVATIONS = [("", ""), *((kind, scale) for kind in ("FP8", "INT8") for scale in ACTIVATION_SCALES)]
+
+
+def listed(scheme: str, kind: str, scale: str, algorithm: str) -> str:
+    """Why a triple does not run on a CPU, or "": what README and notebook 07 list, found by trying."""
+    if algorithm == "smoothquant" and not (scheme.startswith("INT8") and kind == "INT8"):
+        return "moves what is hard to round from INT8 activations to INT8 weights"
+    if algorithm not in ("max", "mse") and scale == "dynamic token":
+        return "cannot be scaled by token too"
+    if algorithm == "mse" and scheme.startswith("NF4"):
+        return "changes nothing in NF4"
+    if scheme.startswith("NVFP4") and algorithm in ("mse", "awq_lite", "svdquant"):
+        return "amax must be a CUDA tensor"
+    return ""
+
+
+@pytest.fixture(scope="module")
+def one_block(pipeline):
+    """The embedded transformer with its first block alone, two calls that its pipeline made, and all layers but three."""
+    model = copy.deepcopy(pipeline.transformer)
+    model.transformer_blocks = model.transformer_blocks[:1]
+    three = {f"transformer_blocks.0.{name}" for name in ("attn1.to_q", "attn2.to_k", "ff.conv_point")}
+    others = [name for name in layer_frame(model).index if name not in three]
+    return model, capture(pipeline, PROMPTS[:1], steps=4, at=(0, 1)), others
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_activation_and_algorithm(one_block, scheme, algorithm):
+    dense, calls, others = one_block
+    quant_type, chosen = SCHEMES[scheme]
+    chosen = chosen | {"modules_to_not_convert": others, "pointwise_as_linear": True}
+    for kind, scale in ACTIVATIONS:
+        options = chosen | ({"activation_scale": scale} if kind else {})
+        config = make_config(f"{quant_type}_{kind}" if kind else quant_type, algorithm=algorithm, **options)
+        config.forward_loop, model = replay_loop(calls), copy.deepcopy(dense)
+        if reason := listed(scheme, kind, scale, algorithm):
+            with pytest.raises((ValueError, AssertionError), match=reason):
+                quantize(model, config)
+            continue
+        report = quantize(model, config)
+        assert report.precision == f"W{4 if '4' in scheme else 8}" + (f"A8 {scale}" if kind else "")
+        for call in calls:
+            assert (call(model) - call(dense)).norm() / call(dense).norm() < 0.6
+
+
+def test_calibrators_find_smaller_scales_than_the_largest_value(one_block):
+    dense, calls, _ = one_block
+    found = {}
+    for calibrator in CALIBRATORS:
+        config = make_config("INT8", weight_only=False, activation_calibrator=calibrator, percentile=99)
+        model = copy.deepcopy(dense)
+        quantize(model, config, replay_loop(calls))
+        found[calibrator] = torch.stack(list(scales(model).values()))
+        assert "99" in config_code(config)
+    for calibrator in CALIBRATORS[1:]:
+        assert (found[calibrator] <= found["max"] * 1.01).all()
+        assert (found[calibrator] < 0.99 * found["max"]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"activation_scale": "static"}, "activation_scale='static' is not known. Allowed: static tensor, "),
+        ({"activation_calibrator": "mean"}, "activation_calibrator='mean' is not known. Allowed: max, percentile"),
+        (
+            {"activation_calibrator": "entropy", "activation_scale": "dynamic tensor"},
+            "activation_calibrator='entropy' makes a histogram",
+        ),
+        ({"percentile": 0}, "percentile=0 is not allowed. Allowed: above 0, up to 100"),
+        (
+            {"weight_only": None, "activation_scale": "dynamic token"},
+            "are for quantized activations, and quant_type='INT8' has none",
+        ),
+        ({"quant_type": "INT8_NVFP4", "activation_scale": "dynamic token"}, "does not apply to NVFP4"),
+    ],
+)
+def test_wrong_activations(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**{"quant_type": "INT8", "weight_only": False} | arguments)
+
+
+@pytest.mark.parametrize("scale", ACTIVATION_SCALES)
+def test_activations_survive_saving(transformer, inputs, tmp_path, scale):
+    config = make_config("INT8_FP8", activation_scale=scale, pointwise_as_linear=True)
+    quantize(transformer, config, replay_loop([inputs]))
+    transformer.save_pretrained(tmp_path)
+    again = type(transformer).from_pretrained(tmp_path)
+    assert torch.equal(run(again, inputs), run(transformer, inputs))
+    assert again.hf_quantizer.report.precision == f"W8A8 {scale}"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_a_row_a_variant_dense_first(comparison):
     frame = comparison.frame
     assert list(frame.index) == ["dense", *ALL_TYPES]
     assert list(frame.columns) == [
-        "weights MiB", "bits per weight", "of bf16", "peak MiB", "s per step", "PSNR dB", "SSIM",
+        "precision", "weights MiB", "bits per weight", "of bf16", "peak MiB", "s per step", "PSNR dB", "SSIM",
     ]  # fmt: skip
     assert frame.loc["dense", ["PSNR dB", "SSIM"]].isna().all()
     rest = frame.drop(index="dense")
