@@ -53,7 +53,9 @@ class Call:
     def output(self, model: nn.Module) -> torch.Tensor:
         """The same, with gradients."""
         output = (model if self.method == "forward" else getattr(model, self.method))(*self.args, **self.kwargs)
-        return output[0] if isinstance(output, tuple) else next(iter(output.values()))
+        if isinstance(output, Mapping):  # diffusers' and transformers' outputs
+            return next(iter(output.values()))
+        return output[0] if isinstance(output, tuple) else output
 
 
 def _draw_latents(

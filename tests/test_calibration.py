@@ -14,7 +14,6 @@ from modelopt_nb import (
     config_code,
     denoising_loop,
     enable,
-    layer_frame,
     load_calls,
     make_config,
     quantize,
@@ -183,6 +182,8 @@ def listed(scheme: str, kind: str, scale: str, algorithm: str) -> str:
         return "moves what is hard to round from INT8 activations to INT8 weights"
     if algorithm not in ("max", "mse") and scale == "dynamic token":
         return "cannot be scaled by token too"
+    if algorithm == "smoothquant" and scale == "dynamic tensor":
+        return "changes nothing with"
     if algorithm == "mse" and scheme.startswith("NF4"):
         return "changes nothing in NF4"
     if scheme.startswith("NVFP4") and algorithm in ("mse", "awq_lite", "svdquant"):
@@ -191,21 +192,23 @@ def listed(scheme: str, kind: str, scale: str, algorithm: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def one_block(pipeline):
-    """The embedded transformer with its first block alone, two calls that its pipeline made, and all layers but three."""
-    model = copy.deepcopy(pipeline.transformer)
-    model.transformer_blocks = model.transformer_blocks[:1]
-    three = {f"transformer_blocks.0.{name}" for name in ("attn1.to_q", "attn2.to_k", "ff.conv_point")}
-    others = [name for name in layer_frame(model).index if name not in three]
-    return model, capture(pipeline, PROMPTS[:1], steps=4, at=(0, 1)), others
+def feed_forward(pipeline):
+    """The feed-forward of the embedded transformer's first block, and two calls that were made to it in a drawing."""
+    model, calls = pipeline.transformer.transformer_blocks[0].ff, []
+    hook = model.register_forward_pre_hook(lambda module, args: calls.append(Call(len(calls), args, {}, 4)))
+    try:
+        denoising_loop(pipeline, PROMPTS[:1], steps=4)(pipeline.transformer)
+    finally:
+        hook.remove()
+    return model, calls[::3]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_activation_and_algorithm(one_block, scheme, algorithm):
-    dense, calls, others = one_block
+def test_every_scheme_activation_and_algorithm(feed_forward, scheme, algorithm):
+    dense, calls = feed_forward
     quant_type, chosen = SCHEMES[scheme]
-    chosen = chosen | {"modules_to_not_convert": others, "pointwise_as_linear": True}
+    chosen = chosen | {"pointwise_as_linear": True}
     for kind, scale in ACTIVATIONS:
         options = chosen | ({"activation_scale": scale} if kind else {})
         config = make_config(f"{quant_type}_{kind}" if kind else quant_type, algorithm=algorithm, **options)
@@ -217,11 +220,11 @@ def test_every_scheme_activation_and_algorithm(one_block, scheme, algorithm):
         report = quantize(model, config)
         assert report.precision == f"W{4 if '4' in scheme else 8}" + (f"A8 {scale}" if kind else "")
         for call in calls:
-            assert (call(model) - call(dense)).norm() / call(dense).norm() < 0.6
+            assert (call(model) - call(dense)).norm() / call(dense).norm() < 0.3
 
 
-def test_calibrators_find_smaller_scales_than_the_largest_value(one_block):
-    dense, calls, _ = one_block
+def test_calibrators_find_smaller_scales_than_the_largest_value(feed_forward):
+    dense, calls = feed_forward
     found = {}
     for calibrator in CALIBRATORS:
         config = make_config("INT8", weight_only=False, activation_calibrator=calibrator, percentile=99)
