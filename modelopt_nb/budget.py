@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelopt_nb.calibration import Call
 
 DENSE = "dense"
-CANDIDATES = (DENSE, "INT8 channel", "NF4", "NVFP4", "INT4")
+CANDIDATES = (DENSE, "INT8 channel", "NF4", "NF4 double block", "NVFP4", "INT4")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def fit_budget(
     mib: float | None = None,
     bits_per_weight: float | None = None,
     candidates: Sequence[str] = CANDIDATES,
-    groups: str | Mapping[str, str | Iterable[str]] = "part",
+    groups: str | Mapping[str, str | Iterable[str]] = "layer",
     pointwise_as_linear: bool = True,
     method: str = "output",
     errors: pd.DataFrame | None = None,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelopt_nb import upstream
 from modelopt_nb.pipeline import component_name, native_size, prompts_and_seeds, swapped
 
 if TYPE_CHECKING:
@@ -310,8 +311,6 @@ def activation_ranges(model: nn.Module, calls: Sequence[Call]) -> pd.DataFrame:
     The layers are those that can be quantized, in the order of the model; one that is never reached has no number.
     """
     import pandas as pd
-
-    from modelopt_nb import upstream
 
     found: dict[str, dict[int, float]] = {}
     step = 0

@@ -230,6 +230,7 @@ def plot_frontier(comparison: Comparison, families: Mapping[str, Sequence[str]])
     ax.set_xlabel(f"{comparison.component} weights, MiB (scales included)")
     ax.set_ylabel("PSNR against dense, dB")
     ax.set_title("Quality against bytes", fontsize=10)
+    ax.margins(x=0.15, y=0.1)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return figure

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import upstream
+from modelopt_nb.calibration import checked_loop
 from modelopt_nb.config import QUANT_TYPES, WeightSpec, make_config, names_layer, precision
 from modelopt_nb.memory import MIB, WeightBytes, stored_dtype, weight_bytes
 
@@ -305,8 +306,6 @@ def calibrate(
         ValueError: A loop that does not reach every layer that is to be packed, or an algorithm that fails on this scheme.
         FloatingPointError: NaN while the loop runs.
     """
-    from modelopt_nb.calibration import checked_loop
-
     algorithm, inside = config.modelopt_config["algorithm"], []
 
     def run(model: nn.Module) -> None:

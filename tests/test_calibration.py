@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from architectures import run
+from diffusers import NVIDIAModelOptConfig
 
 from modelopt_nb import (
     ACTIVATION_SCALES,
@@ -21,6 +22,7 @@ from modelopt_nb import (
     replay_loop,
 )
 from modelopt_nb.config import CALIBRATORS
+from modelopt_nb.pipeline import EMBEDDED
 
 PROMPTS = ["a lemon on a blue background", "an owl on a red background", "a crab on a white background"]
 
@@ -104,6 +106,17 @@ def test_a_loop_in_the_config_calibrates_once_after_loading(transformer, inputs,
     assert shown == ["SanaTransformer2DModel"]
     quantize(transformer, config)
     assert torch.equal(run(loaded, inputs), run(transformer, inputs))
+
+
+def test_a_pipelines_loop_calibrates_while_loading(pipeline):
+    loop = denoising_loop(pipeline, PROMPTS[:1], steps=2)
+    config = NVIDIAModelOptConfig("INT8", weight_only=False, forward_loop=loop)
+    folder = EMBEDDED / "transformer"
+    loaded = type(pipeline.transformer).from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+    packed = copy.deepcopy(pipeline.transformer)
+    quantize(packed, config)
+    found, expected = scales(loaded), scales(packed)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.mark.parametrize(
