@@ -190,7 +190,7 @@ ACTIVATIONS = [("", ""), *((kind, scale) for kind in ("FP8", "INT8") for scale i
 
 
 def listed(scheme: str, kind: str, scale: str, algorithm: str) -> str:
-    """Why a triple does not run on a CPU, or "": what README and notebook 07 list, found by trying."""
+    """Why a triple does not run on a CPU, or "": found by trying."""
     if algorithm == "smoothquant" and not (scheme.startswith("INT8") and kind == "INT8"):
         return "moves what is hard to round from INT8 activations to INT8 weights"
     if algorithm not in ("max", "mse") and scale == "dynamic token":
