@@ -8,7 +8,7 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -227,7 +227,6 @@ def compare(
         ValueError, TypeError: Before anything is drawn: no prompts, seeds that do not fit, an unknown type, a
             configuration that fits no layer.
     """
-    import torch
     from tqdm.auto import tqdm
 
     expected = None
@@ -246,24 +245,15 @@ def compare(
         plan(dense, config)
 
     comparison = Comparison(part, prompts, seeds, steps, machine(dense))
-    others = sum(
-        (weight_bytes(m).total for n, m in pipeline.components.items() if isinstance(m, torch.nn.Module) and n != part)
-    )
     total = (1 + len(configs)) * steps * -(-len(prompts) // batch_size) + 1
     bar = tqdm(total=total, disable=not progress, unit="step")
-    runner = _Runner(pipeline, part, prompts, seeds, steps, batch_size, call, others, bar.update, expected, extra or {})
+    runner = Runner(pipeline, part, prompts, seeds, steps, batch_size, call, bar.update, expected, extra or {})
     try:
-        bar.set_description(DENSE)
-        with bar, runner.prepared(dense):
-            comparison.variants.append(runner.run(DENSE, dense, None))
-            device = next(dense.parameters()).device
-            for name, config in configs.items():
+        with bar, runner:
+            for name, config in {DENSE: None, **configs}.items():
                 bar.set_description(name)
-                model = copy.deepcopy(dense.to("cpu")).to(device) if device.type == "cuda" else copy.deepcopy(dense)
-                report = quantize(model, config)
-                comparison.variants.append(runner.run(name, model, report, comparison.variants[0].images))
-                del model
-                dense.to(device)
+                reference = comparison.variants[0].images if comparison.variants else None
+                comparison.variants.append(runner.run(name, config, reference))
     except KeyboardInterrupt:
         if not comparison.variants:
             raise
@@ -273,8 +263,12 @@ def compare(
 
 
 @dataclass
-class _Runner:
-    """Draws one variant after another through the same pipeline."""
+class Runner:
+    """Draws one variant after another through the same pipeline; a context manager.
+
+    Inside it the pipeline's own progress bars are off and prompts are encoded once. ``tick`` is called after each
+    denoising step, ``shown`` with a variant's pictures as soon as they are drawn, before anything is measured.
+    """
 
     pipeline: Any
     part: str
@@ -283,40 +277,62 @@ class _Runner:
     steps: int
     batch_size: int
     call: dict[str, Any]
-    others: int
     tick: Callable[[], Any]
-    expected: pd.DataFrame | None
-    extra: Mapping[str, metrics.Measure]
+    expected: pd.DataFrame | None = None
+    extra: Mapping[str, metrics.Measure] = field(default_factory=dict)
+    shown: Callable[[list[np.ndarray]], Any] = lambda images: None
 
-    @contextlib.contextmanager
-    def prepared(self, model: nn.Module) -> Iterator[None]:
-        """A call of ``model`` kept, the pipeline's own progress bars off, prompts encoded once; as it was afterwards."""
+    def __enter__(self) -> Runner:
+        self.calls: list[tuple[tuple, dict]] = []
+        self.dense = getattr(self.pipeline, self.part)
         before = dict(getattr(self.pipeline, "_progress_bar_config", {}))
-        self.pipeline.set_progress_bar_config(**before | {"disable": True})
-        gc.freeze()  # what is there stays: looking through it takes half a second each time
-        try:
-            self._keep_a_call(model)
-            with prompts_encoded_once(self.pipeline):
-                yield
-        finally:
-            gc.unfreeze()
-            self.pipeline._progress_bar_config = before
+        with contextlib.ExitStack() as stack:
+            self.pipeline.set_progress_bar_config(**before | {"disable": True})
+            stack.callback(setattr, self.pipeline, "_progress_bar_config", before)
+            gc.freeze()  # what is there stays: looking through it takes half a second each time
+            stack.callback(gc.unfreeze)
+            stack.enter_context(prompts_encoded_once(self.pipeline))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     def run(
+        self, name: str, config: NVIDIAModelOptConfig | None, reference: list[np.ndarray] | None = None
+    ) -> Variant:
+        """Draw and measure the dense model, where ``config`` is None, or a quantized copy of it."""
+        if config is None:
+            return self._run(name, self.dense, None)
+        if not self.calls:
+            self._keep_a_call()
+        device = next(self.dense.parameters()).device
+        model = copy.deepcopy(self.dense.to("cpu") if device.type == "cuda" else self.dense).to(device)
+        try:
+            return self._run(name, model, quantize(model, config), reference)
+        finally:
+            del model
+            self.dense.to(device)
+
+    def _run(
         self, name: str, model: nn.Module, report: Report | None, reference: list[np.ndarray] | None = None
     ) -> Variant:
         import torch
 
         weights = weight_bytes(model)
         with swapped(self.pipeline, self.part, model):
+            with dequantized(model):
+                images = self._draw_all()
+                self.shown(images)
+                if not self.calls:
+                    self._keep_a_call()
+                once = None if report is None else self._call(model)
             output, peak = self._peak(model, weights)
             start = time.perf_counter()
             self._call(model)
             step = (time.perf_counter() - start) * len(self.calls)
-            with dequantized(model):
-                same = report is None or torch.equal(self._call(model), output)
-                images = self._draw_all() if same else None
-            images = images or self._draw_all()
+            if once is not None and not torch.equal(once, output):
+                images = self._draw_all()
         pairs = list(zip(images, reference, strict=True)) if reference else []
         psnr, ssim = (metrics.measured(measure, pairs) for measure in (metrics.psnr, metrics.ssim))
         triples = list(zip(images, reference or [None] * len(images), self.prompts, strict=True))
@@ -343,14 +359,18 @@ class _Runner:
         firsts = range(0, len(self.prompts), self.batch_size)
         return [image for first in firsts for image in self._draw(first, self.batch_size, self.steps)]
 
-    def _keep_a_call(self, model: nn.Module) -> None:
-        """Draw one picture in one step, and keep the calls of ``model``: every variant is timed on the first.
+    def _keep_a_call(self) -> None:
+        """Draw one picture in one step with the dense model, and keep the calls of it: every variant is timed on the first.
 
         Keeps too what it takes to know a variant's peak from one call: the bytes of the tensors that are there when a
-        call begins, and the peak outside the calls, which no variant changes.
+        call begins, and the peak outside the calls, which no variant changes; and the bytes of the pipeline's other parts.
         """
-        self.calls: list[tuple[tuple, dict]] = []
+        import torch
+
         self.before_call = self.outside = 0
+        parts = self.pipeline.components.items()
+        models = [m for n, m in parts if isinstance(m, torch.nn.Module) and n != self.part]
+        self.others = sum(weight_bytes(m).total for m in models)
 
         def begin(model: nn.Module, args: tuple, kwargs: dict) -> None:
             self.calls.append((args, kwargs))
@@ -360,13 +380,16 @@ class _Runner:
         def end(model: nn.Module, args: tuple, output: Any) -> None:
             made.peak = made.now
 
-        hooks = model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)
+        once = vars(self.pipeline).pop("encode_prompt", None)  # the prompts that it keeps would count as made here
+        hooks = self.dense.register_forward_pre_hook(begin, with_kwargs=True), self.dense.register_forward_hook(end)
         try:
             with tensor_bytes() as made:
                 self._draw(0, 1, 1)
         finally:
             for hook in hooks:
                 hook.remove()
+            if once is not None:
+                self.pipeline.encode_prompt = once
         self.outside = max(self.outside, made.peak)
 
     def _peak(self, model: nn.Module, weights: WeightBytes) -> tuple[Any, int]:
