@@ -56,6 +56,8 @@ _HOME = {
     "lpips": "metrics",
     "psnr": "metrics",
     "ssim": "metrics",
+    "Explorer": "explorer",
+    "SpotTheQuantized": "blind",
     "plot_difference": "plots",
     "plot_errors": "plots",
     "plot_format": "plots",

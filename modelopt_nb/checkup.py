@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,8 @@ def _layer() -> object:
 def _verdict(work: Callable[[], None]) -> str:
     """``runs``, or why not, from trying."""
     try:
-        work()
+        with contextlib.redirect_stderr(upstream.OtherThreads(sys.stderr)):  # bars of a tiny layer
+            work()
     except Exception as error:  # the reason is the answer, whatever it is
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         needs_cuda = any(word in reason.lower() for word in ("cuda", "triton", "gpu"))

@@ -12,6 +12,8 @@ import functools
 import inspect
 import io
 import json
+import sys
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -545,10 +547,23 @@ def enable() -> None:
                 repair.apply()
 
 
+class OtherThreads(io.TextIOBase):
+    """Passes on what other threads print, such as a notebook's cells while a widget quantizes."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.held_back = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.held_back else self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hold back what ModelOpt prints and warns of on every call ("Inserted 60 quantizers", "experimental")."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(OtherThreads(sys.stdout)):
         warnings.filterwarnings("ignore", message="Real quantization has been applied")
         warnings.filterwarnings("ignore", message="Skipping extension modelopt_cuda_ext")
         warnings.filterwarnings("ignore", message="Received a module with monkey patched")

@@ -167,3 +167,27 @@ def test_a_config_that_fits_no_layer_is_named_before_anything_is_drawn(pipeline,
     monkeypatch.setattr(pipeline.transformer, "forward", lambda *a, **k: pytest.fail("it was drawn"))
     with pytest.raises(ValueError, match="'no_such_layer'"):
         compare(pipeline, {"x": make_config("FP8", modules_to_not_convert="no_such_layer")}, PROMPTS)
+
+
+def test_a_variant_is_gone_when_the_next_one_comes(pipeline, monkeypatch):
+    import gc
+    import weakref
+
+    from modelopt_nb import comparison
+
+    alive, quantize = [], comparison.quantize
+
+    def watched(model, config):
+        assert not any(tensor() is not None for tensor in alive)
+        report = quantize(model, config)
+        alive.extend(weakref.ref(tensor) for tensor in [*model.parameters(), *model.buffers()])
+        return report
+
+    monkeypatch.setattr(comparison, "quantize", watched)
+    gc.disable()
+    try:
+        compare(pipeline, ["INT8", "INT4", "NF4"], PROMPTS[:1], steps=1, progress=False)
+        assert len(alive) > 300
+        assert not any(tensor() is not None for tensor in alive)
+    finally:
+        gc.enable()

@@ -1,0 +1,376 @@
+"""An instrument for JupyterLab: choose variants, draw, look at them side by side.
+
+State is in traitlets and everything a click does is a method, so all of it works, and is tested, without a browser; the view is
+in ``static/widgets.js``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+from traitlets import Dict, Enum, List, Unicode
+
+from modelopt_nb.comparison import DENSE, Table, machine
+from modelopt_nb.memory import MIB
+from modelopt_nb.plots import plot_pictures
+from modelopt_nb.selection import layer_frame
+from modelopt_nb.studio import Choice, Drawn, Request, Stopped, Studio, options_of, runs_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from diffusers import DiffusionPipeline
+    from matplotlib.figure import Figure
+
+STATIC = Path(__file__).with_name("static")
+#: The numbers under a picture, and the columns of the history beside what was asked.
+SHOWN = ("precision", "weights MiB", "bits per weight", "of dense", "peak MiB", "s per step", "PSNR dB", "SSIM", "the reader sees")  # fmt: skip
+ASKED = ("run", "prompt", "seed", "steps", "guidance", "variant")
+_log = logging.getLogger(__name__)
+
+
+def as_text(name: str, value: Any) -> str:
+    """A number as the tables write it; ``of dense`` in percent."""
+    if isinstance(value, str) or value is None:
+        return value or ""
+    if name == "of dense":
+        return f"{100 * value:.0f} %"
+    if isinstance(value, int):
+        return str(value)
+    return "same" if math.isinf(value) else f"{value:.{Table.DIGITS.get(name, 2)}f}"
+
+
+def as_tile(drawn: Drawn) -> dict[str, Any]:
+    """What the view shows of a picture: its PNG, and the numbers as text."""
+    captions = [[name, as_text(name, drawn.numbers[name])] for name in SHOWN if name in drawn.numbers]
+    return {"name": drawn.name, "png": drawn.png, "captions": captions, "share": drawn.numbers.get("of dense")}
+
+
+class Beside(anywidget.AnyWidget):
+    """A widget that works in a thread beside the kernel's: one thing at a time, told by ``status`` and ``progress``."""
+
+    _esm, _css = STATIC / "widgets.js", STATIC / "widgets.css"
+    kind = Unicode().tag(sync=True)
+    status = Enum(["idle", "running", "stopping"], "idle").tag(sync=True)
+    progress = Dict().tag(sync=True)  # done and total, in denoising steps; left, in seconds
+    message = Unicode().tag(sync=True)
+
+    def __init__(self, **traits: Any) -> None:
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="modelopt_nb")
+        self._job: Future | None = None
+        #: The error that ended the last work, where one did; the widget shows its message.
+        self.error: Exception | None = None
+        super().__init__(**traits)
+        self.on_msg(self._told)
+
+    #: What the view may ask for: names of methods without arguments, or with those that it sends.
+    ACTIONS: tuple[str, ...] = ()
+
+    def _told(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
+        if isinstance(content, Mapping) and content.get("do") in self.ACTIONS:
+            try:
+                getattr(self, content["do"])(*content.get("with", ()))
+            except (ValueError, TypeError, IndexError) as error:
+                self.message = str(error)
+
+    def _begin(self, total: int, work: Callable[[], str]) -> None:
+        """Run ``work``, which returns the last message, beside the kernel. What it raises is told, and kept in ``error``."""
+        self._done, self._total, self._since, self._told_at, self.error = 0, total, time.monotonic(), 0.0, None
+        self.status, self.progress = "running", {"done": 0, "total": total, "left": None}
+
+        def whole() -> None:
+            try:
+                self.message = work()
+            except Stopped:
+                self.message = "Stopped. What was finished is kept."
+            except Exception as error:  # the person at the widget is told; nobody else would be, in a thread
+                self.error = error
+                _log.debug("%s", self, exc_info=error)
+                self.message = f"{type(error).__name__}: {error}"
+            finally:
+                self.status, self.progress = "idle", {}
+
+        self._job = self._worker.submit(whole)
+
+    def _tick(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._told_at > 0.1:
+            self._told_at = now
+            left = (now - self._since) / self._done * max(self._total - self._done, 0)
+            self.progress = {"done": min(self._done, self._total), "total": self._total, "left": left}
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when the work is over. Raises TimeoutError after ``timeout`` seconds."""
+        if self._job is not None:
+            self._job.result(timeout)
+
+    def close(self) -> None:
+        """Stop, and close the widget."""
+        with contextlib.suppress(AttributeError):  # while ipywidgets is being torn down
+            self.stop()
+            self._worker.shutdown(wait=False)
+        super().close()
+
+    def figure(self) -> Figure | None:
+        """What is shown, as a figure; None before anything is."""
+        raise NotImplementedError
+
+    def png(self) -> bytes | None:
+        """:meth:`figure` as a PNG file."""
+        if (figure := self.figure()) is None:
+            return None
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        return file.getvalue()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget; and where there is no front end, what it shows as a picture."""
+        bundle, png = super()._repr_mimebundle_(**kwargs), self.png()
+        return bundle if png is None else ({**bundle[0], "image/png": png}, bundle[1])
+
+    def stop(self) -> None:
+        """End the work within one denoising step; what was finished is kept."""
+        if self.status == "running":
+            self.status = "stopping"
+            self.studio.stop()
+
+
+class Explorer(Beside):
+    """Compare variants of a pipeline's model by hand.
+
+    Args:
+        pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.
+        variants: Names of schemes, or :class:`modelopt_nb.studio.Choice`; dense is always beside them.
+        prompt: What to draw; of the embedded pipeline the first of the prompts to show.
+        seed: Of the starting noise.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance; the pipeline's own default where None.
+        component: The part to quantize; the transformer or UNet by default.
+        calibrate: Prompts to calibrate with where a variant needs it.
+
+    ``run()`` returns at once and ``wait()`` waits; ``errors`` says what is wrong, by field. ``frame`` has a row for each picture
+    that was drawn, ``figure()`` is what is shown, ``code()`` draws the selected variant without the explorer.
+
+    Raises:
+        ValueError, TypeError: For variants, a prompt or numbers that cannot be.
+    """
+
+    request = Dict().tag(sync=True)  # prompt, seed, steps, guidance, variants (a list of dicts), selected (its index)
+    errors = Dict().tag(sync=True)
+    options = Dict().tag(sync=True)  # of the selected variant, by field: value, label, why not
+    names = List().tag(sync=True)  # of the variants
+    layers = List().tag(sync=True)  # name, kind, MiB
+    pictures = List().tag(sync=True)
+    columns = List().tag(sync=True)
+    history = List().tag(sync=True)  # a row a picture: run, and for each column a text and a number to sort by
+    code_shown = Unicode().tag(sync=True)
+    about = Unicode().tag(sync=True)
+
+    ACTIONS = ("run", "stop", "restore", "add", "remove", "export", "show_code")
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
+        prompt: str | None = None,
+        seed: int = 0,
+        steps: int = 20,
+        guidance: float | None = None,
+        *,
+        component: str | None = None,
+        calibrate: Sequence[str] | None = None,
+    ) -> None:
+        self.studio = Studio(pipeline, component, calibrate)
+        self.runs: list[tuple[Request, list[Drawn]]] = []
+        self._shown: list[Drawn] = []
+        if prompt is None:
+            from modelopt_nb.reader import load_prompts
+
+            prompt = load_prompts("show", 1)["prompt"][0] if self.studio.embedded else "a fox in the snow"
+        if guidance is None and self.studio.takes_guidance:
+            guidance = self.studio.parameters["guidance_scale"].default
+        asked = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "selected": 0}
+        asked["variants"] = [Choice.of(variant).as_dict() for variant in variants]
+        if errors := self.studio.checked(asked)[1]:
+            raise ValueError("; ".join(errors.values()))
+        frame = layer_frame(self.studio.model)
+        super().__init__(
+            kind="explorer",
+            layers=[[name, row["kind"], row["dense bytes"] / MIB] for name, row in frame.iterrows()],
+            about=f"{type(pipeline).__name__}, {self.studio.part}: {machine(self.studio.model)}",
+            columns=[*ASKED, *SHOWN],
+            request=asked,
+            message="Ready.",
+        )
+        self.observe(lambda change: self._asked(), "request")
+        self._asked()
+
+    def __repr__(self) -> str:
+        return f"Explorer({type(self.studio.pipeline).__name__}, {len(self.runs)} runs, {self.status})"
+
+    def _asked(self) -> None:
+        """Whatever is asked is judged at once: what is wrong beside its field, and what the selected variant could be."""
+        checked, self.errors = self.studio.checked(self.request)
+        variants = self.request.get("variants")
+        choices = []
+        for variant in variants if isinstance(variants, list) else []:
+            with contextlib.suppress(TypeError, ValueError):  # told in errors
+                choices.append(Choice.of(variant))
+        self.names = [choice.name for choice in choices]
+        selected = self.request.get("selected", 0)
+        if isinstance(selected, int) and 0 <= selected < len(choices) and f"{selected}.scheme" not in self.errors:
+            self.options = options_of(choices[selected])
+        self.code_shown = ""
+
+    def select(self, **changes: Any) -> None:
+        """Ask for something else: ``prompt``, ``seed``, ``steps``, ``guidance``, ``variants``, ``selected``."""
+        if not changes.keys() <= self.request.keys():
+            raise TypeError(f"{', '.join(changes.keys() - self.request.keys())} is not known. Allowed: {', '.join(self.request)}")  # fmt: skip
+        if "variants" in changes:
+            changes["variants"] = [Choice.of(v).as_dict() for v in changes["variants"]]
+        self.request = {**self.request, **changes}
+
+    def add(self) -> None:
+        """One variant more, the first scheme that is not there yet, and select it."""
+        from modelopt_nb.config import SCHEMES
+
+        free = next((s for s in SCHEMES if s not in self.names), "INT8")
+        variants = [*self.request["variants"], Choice(free).as_dict()]
+        self.request = {**self.request, "variants": variants, "selected": len(variants) - 1}
+
+    def remove(self, index: int) -> None:
+        """One variant less."""
+        variants = [v for i, v in enumerate(self.request["variants"]) if i != index]
+        selected = max(min(self.request["selected"], len(variants) - 1), 0)
+        self.request = {**self.request, "variants": variants, "selected": selected}
+
+    def run(self) -> None:
+        """Draw what is asked, beside the kernel; what was drawn before comes from memory at once."""
+        if self.status != "idle":
+            return
+        request, self.errors = self.studio.checked(self.request)
+        if request is None:
+            self.message = "Not drawn: " + "; ".join(self.errors.values())
+            return
+        there = self.studio.remembered(request)
+        missing = 1 + len(request.choices) - len(there)
+        if not missing:
+            self._finished(request, there, "From memory.")
+            return
+        self._show(request)
+        self._begin(missing * request.steps + 1, lambda: self._draw(request))
+
+    def _draw(self, request: Request) -> str:
+        start = time.monotonic()
+
+        def begun(name: str) -> None:
+            self.message = f"Drawing {name} …"
+
+        def first_sight(drawn: Drawn) -> None:
+            self.pictures = [*map(as_tile, self.studio.remembered(request)), as_tile(drawn)]
+
+        try:
+            for _ in self.studio.draw(request, self._tick, begun, first_sight):
+                self._show(request)
+        finally:
+            self._show(request)
+            if there := self.studio.remembered(request):
+                self._finished(request, there, self.message)
+        return f"Drawn in {time.monotonic() - start:.1f} s."
+
+    def _show(self, request: Request) -> None:
+        self.pictures = [as_tile(drawn) for drawn in self.studio.remembered(request)]
+
+    def _finished(self, request: Request, drawn: list[Drawn], message: str) -> None:
+        self._show(request)
+        self._shown = drawn
+        if not any(request == before and len(drawn) == len(then) for before, then in self.runs):
+            self.runs.append((request, [replace(d, png=b"") for d in drawn]))  # the studio remembers the pictures
+            self.history = [*self.history, *self._rows(len(self.runs))]
+        self.message = message
+
+    def _rows(self, run: int) -> list[dict[str, Any]]:
+        frame = runs_frame([self.runs[run - 1]]).assign(run=run)
+        frame = frame.astype(object).where(frame.notna(), None)
+        rows = []
+        for _, row in frame.iterrows():
+            cells = [[as_text(c, row.get(c)), self._order(row.get(c))] for c in self.columns]
+            rows.append({"run": run, "cells": cells})
+        return rows
+
+    @staticmethod
+    def _order(value: Any) -> Any:
+        """What a cell is sorted by; JSON has no infinity."""
+        return 1e9 if isinstance(value, float) and math.isinf(value) else value
+
+    def restore(self, run: int) -> None:
+        """Ask for what was asked in a run, the first is 1, and show it; drawn anew where its pictures are remembered no more."""
+        if not isinstance(run, int) or not 1 <= run <= len(self.runs):
+            raise ValueError(f"run={run!r} is not in the history. Allowed: 1 to {len(self.runs)}")
+        if self.status != "idle":
+            raise ValueError("A comparison is being drawn. Allowed: stop it first")
+        asked = self.runs[run - 1][0]
+        self.request = {
+            "prompt": asked.prompt,
+            "seed": asked.seed,
+            "steps": asked.steps,
+            "guidance": asked.guidance,
+            "variants": [choice.as_dict() for choice in asked.choices],
+            "selected": 0,
+        }
+        there = self.studio.remembered(asked)
+        if len(there) == len(self.runs[run - 1][1]):
+            self._finished(asked, there, f"Run {run}, from memory.")
+        else:
+            self.run()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row a run and picture: what was asked, and the numbers as :attr:`modelopt_nb.Comparison.frame` has them."""
+        return runs_frame(self.runs)
+
+    def table(self) -> Table:
+        """:attr:`frame` for reading: rounded, with the machine under it, without the times."""
+        return Table(self.frame.drop(columns="s per step", errors="ignore").set_index("run"), self.about)
+
+    def figure(self) -> Figure | None:
+        """The last comparison: its pictures side by side, with bytes and PSNR."""
+        drawn = self._shown
+        if not drawn:
+            return None
+        size, db = (lambda d: as_text("weights MiB", d.numbers["weights MiB"])), (lambda d: as_text("PSNR dB", d.numbers["PSNR dB"]))  # fmt: skip
+        titles = {d.name: f"{d.name}\n{size(d)} MiB" + ("" if d.name == DENSE else f", {db(d)} dB") for d in drawn}
+        return plot_pictures({titles[d.name]: d.picture for d in drawn})
+
+    def code(self, index: int | None = None) -> str:
+        """Python that draws the selected variant, or the one at ``index``, in a script of its own."""
+        request, errors = self.studio.checked(self.request)
+        if request is None:
+            raise ValueError("; ".join(errors.values()))
+        return self.studio.code(request, request.choices[self.request["selected"] if index is None else index])
+
+    def show_code(self) -> None:
+        """Show :meth:`code` in the widget."""
+        self.code_shown = self.code()
+
+    def export(self, kind: str) -> None:
+        """Let the browser save the history as ``"csv"``, or what is shown as ``"png"``."""
+        if not self.runs:
+            raise ValueError("Nothing to export yet. Allowed: after the first run")
+        if kind == "csv":
+            name, mime, data = "runs.csv", "text/csv", self.frame.to_csv(index=False).encode()
+        elif kind == "png":
+            name, mime, data = "pictures.png", "image/png", self.png()
+        else:
+            raise ValueError(f"kind={kind!r} is not known. Allowed: csv, png")
+        self.send({"save": name, "type": mime}, [data])

@@ -1,0 +1,111 @@
+"""The blind test: rounds are balanced, answers are counted, and the verdict is what the interval says."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from modelopt_nb import SpotTheQuantized
+from modelopt_nb.blind import FEWEST, Deck, verdict
+
+
+@pytest.fixture
+def game(pipeline):
+    made = SpotTheQuantized(pipeline, ["INT8", "INT4"], steps=1, seed=0)
+    yield made
+    made.close()
+
+
+def deal(game) -> int:
+    """The next round; returns where the quantized picture is."""
+    game.next()
+    game.wait(60)
+    return game.dealt[1]
+
+
+@pytest.mark.parametrize("places", [2, 3])
+def test_deck_is_balanced(places):
+    deck = Deck(4, places, 12, seed=1)
+    rounds = [deck.next() for _ in range(5 * 4 * places)]
+    for first in range(0, len(rounds), 4 * places):
+        block = [(v, p) for v, p, _ in rounds[first : first + 4 * places]]
+        assert set(Counter(block).values()) == {1}
+        assert len(block) == 4 * places
+    for first in range(0, len(rounds), 4):
+        assert {v for v, _, _ in rounds[first : first + 4]} == set(range(4))
+    assert set(Counter(p for _, _, p in rounds[:12]).values()) == {1}
+    assert [deck.next() for _ in range(8)] != [Deck(4, places, 12, seed=2).next() for _ in range(8)]
+
+
+def test_verdict():
+    assert "too few" in verdict(FEWEST - 1, FEWEST - 1, 2)
+    assert verdict(8, 8, 2) == "you can tell it"
+    assert verdict(5, 8, 2) == "cannot be told from guessing"
+    assert verdict(50, 100, 2) == "cannot be told from guessing"
+    assert verdict(65, 100, 2) == "you can tell it"
+    assert verdict(50, 100, 3) == "you can tell it"  # guessing would be 33
+
+
+def test_answers_are_counted_once(game):
+    with pytest.raises(ValueError, match="no round"):
+        game.answer(0)
+    place = deal(game)
+    for wrong in (2, -1, True, "1", None):
+        with pytest.raises(ValueError, match="Allowed: 0 to 1"):
+            game.answer(wrong)
+    game.answer(place)
+    with pytest.raises(ValueError, match="no round"):
+        game.answer(place)
+    game.answer(1 - deal(game))
+    assert game.results["right"].tolist() == [True, False]
+    assert game.frame["answers"].tolist() == [1, 1]
+    assert game.frame["right"].sum() == 1
+    assert [row[1] for row in game.score] in (["1 of 1", "0 of 1"], ["0 of 1", "1 of 1"])
+
+
+def test_a_round_shows_one_quantized_picture_and_does_not_tell(game):
+    place = deal(game)
+    assert set(game.round) == {"number", "prompt", "pngs"}
+    assert len(game.round["pngs"]) == 2
+    assert game.round["pngs"][place] != game.round["pngs"][1 - place]
+    game.next()  # not answered: stays
+    assert game.round["number"] == 1
+    game.answer(place)
+    assert game.round["place"] == place
+    assert game.message.startswith("Right")
+
+
+def test_three_pictures_are_two_dense_ones_and_one_that_differs(pipeline):
+    game = SpotTheQuantized(pipeline, ["INT4"], pictures=3, steps=1, seed=0)
+    place = deal(game)
+    pngs = game.round["pngs"]
+    others = [png for i, png in enumerate(pngs) if i != place]
+    assert others[0] == others[1] != pngs[place]
+    assert game.frame["guessing"].tolist() == pytest.approx([100 / 3])
+    game.close()
+
+
+def test_who_always_sees_it_is_told_so(game):
+    for _ in range(2 * FEWEST):
+        game.answer(deal(game))
+    assert game.frame["verdict"].tolist() == ["you can tell it"] * 2
+    assert game.frame["low"].min() > 50
+
+
+def test_stop_and_go_on(game):
+    game.studio.draw = None  # nothing can be drawn
+    game.next()
+    game.wait(60)
+    assert "TypeError" in game.message
+    del game.studio.draw
+    deal(game)
+    assert "pngs" in game.round
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pictures": 4}, {"variants": ["INT5"]}, {"variants": []}, {"prompts": []}, {"steps": 0}]
+)
+def test_refuses(pipeline, wrong):
+    with pytest.raises(ValueError, match="Allowed|not known"):
+        SpotTheQuantized(pipeline, **wrong)
