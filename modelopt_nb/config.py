@@ -283,16 +283,6 @@ def activation_entries(
     return entries
 
 
-#: What a configuration knows beside what Diffusers' class has, and what it is without being asked.
-KIT_ARGUMENTS: dict[str, Any] = {
-    "pointwise_as_linear": False,
-    "mixed": None,
-    "activation_scale": None,
-    "activation_calibrator": "max",
-    "percentile": 99.9,
-}
-
-
 def patterns(argument: str, value: str | Iterable[str] | None) -> list[str]:
     """``value`` as a list of its own; each entry names layers as :func:`names_layer` says."""
     if value is None:
@@ -515,6 +505,13 @@ def make_config(
         percentile=percentile,
     )
     return config
+
+
+#: What a configuration knows beside what Diffusers' class has, and what it is without being asked.
+KIT_ARGUMENTS: dict[str, Any] = {
+    name: inspect.signature(make_config).parameters[name].default
+    for name in ("pointwise_as_linear", "mixed", "activation_scale", "activation_calibrator", "percentile")
+}
 
 
 def precision(config: NVIDIAModelOptConfig, specs: Iterable[WeightSpec]) -> str:

@@ -24,10 +24,11 @@ def test_two_runs_agree_exactly(tmp_path, monkeypatch, capsys):
 
 
 def test_one_row_alone_is_the_row_of_the_table(tmp_path, monkeypatch):
-    run(monkeypatch, tmp_path / "both", "INT4", "FP8", "--prompts", "2", "--steps", "1")
-    run(monkeypatch, tmp_path / "alone", "FP8", "--prompts", "2", "--steps", "1")
+    run(monkeypatch, tmp_path / "both", "INT4", "INT4 pointwise", "--prompts", "2", "--steps", "1")
+    run(monkeypatch, tmp_path / "alone", "INT4 pointwise", "--prompts", "2", "--steps", "1")
     both, alone = (pd.read_csv(tmp_path / name / "table.csv", index_col=0) for name in ("both", "alone"))
-    pd.testing.assert_frame_equal(both.loc[["dense", "FP8"]], alone)
+    pd.testing.assert_frame_equal(both.loc[["dense", "INT4 pointwise"]], alone)
+    assert both["weights MiB"]["INT4 pointwise"] < 0.4 * both["weights MiB"]["INT4"]
 
 
 def test_an_unknown_scheme_is_named(tmp_path, monkeypatch):
