@@ -4,8 +4,7 @@ python data/emoji-sana/train/train_transformer.py --steps 5000
 
 Needs what train_autoencoder.py and train_text_encoder.py left in ``--work``; where that folder has no autoencoder, takes
 both, and the transformer to start from, from the pipeline that is there. Resumes from ``--work``/transformer.pt;
-``--write FOLDER`` writes the pipeline from the newest checkpoint and stops. ``--keep`` leaves the newest checkpoint's average
-beside this file instead, for a next sitting to start from, when the pipeline is not ready to be written.
+``--write FOLDER`` writes the pipeline from the newest checkpoint and stops.
 """
 
 from __future__ import annotations
@@ -20,14 +19,12 @@ import numpy as np
 import torch
 from checkpoint import load_checkpoint, save_checkpoint
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
-from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train_autoencoder import to_tensor
 from transformers import Gemma2Model, GemmaTokenizer
 
 WRITTEN = Path(__file__).resolve().parents[1]  # the pipeline's folder, data/emoji-sana
-UNFINISHED = Path(__file__).with_name("unfinished.safetensors")  # where the next sitting starts, if it is there
 CELL = 32  # px of one latent: pictures are moved by whole ones, so that a moved subject has the same latents
 MOVED = 0.2  # share of pictures that are moved off the centre
 TOKENS = 24  # longest prompt that is cached, with the first token that the pipeline keeps
@@ -156,7 +153,6 @@ def main() -> None:
     args = argparse.ArgumentParser()
     args.add_argument("--work", type=Path, default=Path("output/train"))
     args.add_argument("--write", type=Path, help="write the pipeline folder from the newest checkpoint")
-    args.add_argument("--keep", action="store_true", help=f"write {UNFINISHED.name} from the newest checkpoint")
     args.add_argument("--steps", type=int, default=5000)
     args.add_argument("--batch", type=int, default=64)
     args.add_argument("--lr", type=float, default=1e-3)
@@ -167,24 +163,18 @@ def main() -> None:
     torch.manual_seed(args.seed)
     trained_here = (args.work / "vae").is_dir()
     model = build() if trained_here else SanaTransformer2DModel.from_pretrained(WRITTEN / "transformer")
-    if UNFINISHED.exists() and not trained_here:
-        model.load_state_dict({name: value.float() for name, value in load_file(UNFINISHED).items()})
     optimizer = MuonAndAdamW(model, args.lr)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     path = args.work / "transformer.pt"
     first = load_checkpoint(path, model=model, optimizer=optimizer, average=average)
-    if args.keep:
-        save_file({k: v.half().contiguous() for k, v in average.module.state_dict().items()}, UNFINISHED)
-        print(f"{UNFINISHED} is the average after {first} steps")
-        return
     if args.write:
         print(f"writing the pipeline after {first} steps to {args.write}")
         pipeline = load_pipeline(args.work, average.module.eval())
         for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
             part.half()
-        pipeline.vae.register_to_config(_name_or_path="")  # it would be --work
+        for part in (pipeline.transformer, pipeline.vae):
+            part.register_to_config(_name_or_path="")  # it would be a path of this machine
         pipeline.save_pretrained(args.write)
-        UNFINISHED.unlink(missing_ok=True)
         return
 
     pipeline = load_pipeline(args.work)
