@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 FEWEST = 8  # answers before anything is concluded
 
 
-def verdict(right: int, answers: int, pictures: int) -> str:
+def verdict(right: int, answers: int, pictures: int, variants: int = 1) -> str:
     """What so many right answers say: whether the difference can be told from guessing.
 
-    Told: the 95 % interval of the share of right answers (Wilson) lies above ``1 / pictures``. Not told: it does not, after
-    :data:`FEWEST` answers or more.
+    Told: guessing would be right so often less than once in ``20 * variants`` times (exact binomial test, with Bonferroni's
+    correction for so many verdicts at once). Not told: it would, after :data:`FEWEST` answers or more.
     """
+    from scipy.stats import binomtest
+
     if answers < FEWEST:
         return f"too few answers: {answers} of {FEWEST}"
-    low = percent([True] * right + [False] * (answers - right))[1]
-    return "you can tell it" if low > 100 / pictures else "cannot be told from guessing"
+    chance = binomtest(right, answers, 1 / pictures, alternative="greater").pvalue
+    return "you can tell it" if chance < 0.05 / variants else "cannot be told from guessing"
 
 
 class Deck:
@@ -82,6 +84,7 @@ class SpotTheQuantized(Beside):
     about = Unicode().tag(sync=True)
 
     ACTIONS = ("start", "answer", "next", "stop")
+    HEAVY = {"round": {}}
 
     def __init__(
         self,
@@ -113,16 +116,22 @@ class SpotTheQuantized(Beside):
         if not self._requests:
             raise ValueError("variants=[] is empty. Allowed: names of schemes")
         self.choices = list(dict.fromkeys(r.choices[0] for r in self._requests))
-        self.pictures, self.deck = pictures, Deck(len(self.choices), pictures, len(self._prompts), seed)
-        self._results: list[dict[str, Any]] = []
-        #: The round: what was asked, where the quantized picture is, and the pictures.
-        self.dealt: tuple[Request, int, list[Drawn]] | None = None
+        self.pictures, self._seed = pictures, seed
         about = f"{type(pipeline).__name__}, {self.studio.part}: {machine(self.studio.model)}"
         super().__init__(kind="blind", about=about, message="Press Start.")
-        self._score()
+        self.reset()
 
     def __repr__(self) -> str:
         return f"SpotTheQuantized({type(self.studio.pipeline).__name__}, {len(self._results)} answers, {self.status})"
+
+    def reset(self) -> None:
+        """Forget all answers, and shuffle anew."""
+        self._results: list[dict[str, Any]] = []
+        self.deck = Deck(len(self.choices), self.pictures, len(self._prompts), self._seed)
+        #: The round: what was asked, where the quantized picture is, and the pictures.
+        self.dealt: tuple[Request, int, list[Drawn]] | None = None
+        self.round = {}
+        self._score()
 
     def start(self) -> None:
         """Deal the first round, or the next one."""
@@ -187,7 +196,7 @@ class SpotTheQuantized(Beside):
             share, low, high = percent(right) if right else (float("nan"), 0.0, 100.0)
             rows[choice.name] = {
                 "answers": len(right), "right": sum(right), "percent": share, "low": low, "high": high,
-                "guessing": 100 / self.pictures, "verdict": verdict(sum(right), len(right), self.pictures),
+                "guessing": 100 / self.pictures, "verdict": verdict(sum(right), len(right), self.pictures, len(self.choices)),
             }  # fmt: skip
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 

@@ -57,6 +57,9 @@ class Table:
     caption: str
 
     DIGITS = {
+        "seed": 0,
+        "steps": 0,
+        "guidance": 1,
         "weights MiB": 2,
         "bits per weight": 2,
         "of bf16": 3,

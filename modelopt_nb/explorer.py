@@ -46,12 +46,15 @@ def as_text(name: str, value: Any) -> str:
         return f"{100 * value:.0f} %"
     if isinstance(value, int):
         return str(value)
+    if math.isnan(value):
+        return ""
     return "same" if math.isinf(value) else f"{value:.{Table.DIGITS.get(name, 2)}f}"
 
 
 def as_tile(drawn: Drawn) -> dict[str, Any]:
     """What the view shows of a picture: its PNG, and the numbers as text."""
     captions = [[name, as_text(name, drawn.numbers[name])] for name in SHOWN if name in drawn.numbers]
+    captions = [[name, text] for name, text in captions if text]
     return {"name": drawn.name, "png": drawn.png, "captions": captions, "share": drawn.numbers.get("of dense")}
 
 
@@ -74,6 +77,8 @@ class Beside(anywidget.AnyWidget):
 
     #: What the view may ask for: names of methods without arguments, or with those that it sends.
     ACTIONS: tuple[str, ...] = ()
+    #: Traits that hold pictures, and what they are when they hold none: a closed widget stays in a notebook's file.
+    HEAVY: dict[str, Any] = {}
 
     def _told(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
         if isinstance(content, Mapping) and content.get("do") in self.ACTIONS:
@@ -119,6 +124,8 @@ class Beside(anywidget.AnyWidget):
         with contextlib.suppress(AttributeError):  # while ipywidgets is being torn down
             self.stop()
             self._worker.shutdown(wait=False)
+            for name, nothing in self.HEAVY.items():
+                self.set_trait(name, nothing)
         super().close()
 
     def figure(self) -> Figure | None:
@@ -177,6 +184,7 @@ class Explorer(Beside):
     about = Unicode().tag(sync=True)
 
     ACTIONS = ("run", "stop", "restore", "add", "remove", "export", "show_code")
+    HEAVY = {"pictures": []}
 
     def __init__(
         self,

@@ -367,8 +367,8 @@ class Studio:
             "of dense": variant.weights.total / self.dense_bytes,
             "peak MiB": variant.peak / MIB,
             "s per step": variant.step,
-            "PSNR dB": statistics.fmean(variant.psnr) if variant.psnr else math.inf,
-            "SSIM": statistics.fmean(variant.ssim) if variant.ssim else 1.0,
+            "PSNR dB": statistics.fmean(variant.psnr) if variant.psnr else math.nan,
+            "SSIM": statistics.fmean(variant.ssim) if variant.ssim else math.nan,
         }
         if self.embedded:
             seen = read(variant.images).iloc[0]

@@ -45,6 +45,16 @@ def test_verdict():
     assert verdict(50, 100, 2) == "cannot be told from guessing"
     assert verdict(65, 100, 2) == "you can tell it"
     assert verdict(50, 100, 3) == "you can tell it"  # guessing would be 33
+    assert verdict(7, 8, 2) == "you can tell it"
+    assert verdict(7, 8, 2, variants=3) == "cannot be told from guessing"  # one of three comes up by luck too often
+
+
+def test_who_guesses_is_rarely_told_otherwise():
+    import random
+
+    dice = random.Random(0)
+    told = [verdict(sum(dice.random() < 0.5 for _ in range(12)), 12, 2, 3) == "you can tell it" for _ in range(600)]
+    assert sum(told) / len(told) < 0.05 / 3 + 0.015
 
 
 def test_answers_are_counted_once(game):
