@@ -6,9 +6,8 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from traitlets import Dict, List, Unicode
+from traitlets import Dict, List
 
-from modelopt_nb.comparison import machine
 from modelopt_nb.explorer import Beside
 from modelopt_nb.pipeline import prompts_and_seeds
 from modelopt_nb.plots import plot_pictures
@@ -81,9 +80,8 @@ class SpotTheQuantized(Beside):
 
     round = Dict().tag(sync=True)  # prompt, pngs, number; after the answer: answer, place, variant
     score = List().tag(sync=True)  # a row a variant, as text
-    about = Unicode().tag(sync=True)
 
-    ACTIONS = ("start", "answer", "next", "stop")
+    ACTIONS = ("answer", "next", "stop")
     HEAVY = {"round": {}}
 
     def __init__(
@@ -100,16 +98,15 @@ class SpotTheQuantized(Beside):
     ) -> None:
         if pictures not in (2, 3):
             raise ValueError(f"pictures={pictures!r} is not allowed. Allowed: 2 or 3")
-        self.studio = Studio(pipeline, component, calibrate)
-        if prompts is None and not self.studio.embedded:
+        studio = Studio(pipeline, component, calibrate)
+        if prompts is None and not studio.embedded:
             raise ValueError("prompts=None is not allowed for a pipeline of your own. Allowed: a list of prompts")
         self._prompts = list(zip(*prompts_and_seeds(load_prompts("show") if prompts is None else prompts, None), strict=True))  # fmt: skip
-        guidance = self.studio.parameters["guidance_scale"].default if self.studio.takes_guidance else None
         self._requests = []
         for variant in variants:
-            asked = {"steps": steps, "guidance": guidance, "variants": [variant]}
+            asked = {"steps": steps, "guidance": studio.own_guidance, "variants": [variant]}
             for prompt, number in self._prompts:
-                request, errors = self.studio.checked(asked | {"prompt": prompt, "seed": number})
+                request, errors = studio.checked(asked | {"prompt": prompt, "seed": number})
                 if errors:
                     raise ValueError("; ".join(errors.values()))
                 self._requests.append(request)
@@ -117,8 +114,7 @@ class SpotTheQuantized(Beside):
             raise ValueError("variants=[] is empty. Allowed: names of schemes")
         self.choices = list(dict.fromkeys(r.choices[0] for r in self._requests))
         self.pictures, self._seed = pictures, seed
-        about = f"{type(pipeline).__name__}, {self.studio.part}: {machine(self.studio.model)}"
-        super().__init__(kind="blind", about=about, message="Press Start.")
+        super().__init__(studio, kind="blind", message="Press Start.")
         self.reset()
 
     def __repr__(self) -> str:
@@ -128,20 +124,18 @@ class SpotTheQuantized(Beside):
         """Forget all answers, and shuffle anew."""
         self._results: list[dict[str, Any]] = []
         self.deck = Deck(len(self.choices), self.pictures, len(self._prompts), self._seed)
+        self._coming: tuple[int, int, int] | None = None  # drawn from the deck, not dealt yet
         #: The round: what was asked, where the quantized picture is, and the pictures.
         self.dealt: tuple[Request, int, list[Drawn]] | None = None
         self.round = {}
         self._score()
 
-    def start(self) -> None:
-        """Deal the first round, or the next one."""
-        self.next()
-
     def next(self) -> None:
         """Draw the pictures of the next round, beside the kernel, and show them. A round that is not answered yet stays."""
         if self.status != "idle" or (self.dealt and "answer" not in self.round):
             return
-        variant, place, prompt = self.deck.next()
+        self._coming = self._coming or self.deck.next()  # a round that was stopped comes again
+        variant, place, prompt = self._coming
         request = self._requests[variant * len(self._prompts) + prompt]
         missing = 2 - len(self.studio.remembered(request))
         self.message = "Drawing the next round …"
@@ -153,7 +147,7 @@ class SpotTheQuantized(Beside):
             pass
         dense, quantized = self.studio.remembered(request)
         shown = [quantized if i == place else dense for i in range(self.pictures)]
-        self.dealt = (request, place, shown)
+        self.dealt, self._coming = (request, place, shown), None
         self.round = {"number": len(self._results) + 1, "prompt": request.prompt, "pngs": [d.png for d in shown]}
         return "Which one is quantized?" if self.pictures == 2 else "Which one differs?"
 

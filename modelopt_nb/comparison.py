@@ -48,6 +48,21 @@ class Variant:
     read: pd.DataFrame | None = None
     extra: dict[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Cost and quality as :attr:`Comparison.frame` names them."""
+        return {
+            "precision": self.report.precision if self.report else DENSE,
+            "weights MiB": self.weights.mib,
+            "bits per weight": self.weights.bits_per_weight,
+            "of bf16": self.weights.of_bf16,
+            "peak MiB": self.peak / MIB,
+            "s per step": self.step,
+            "PSNR dB": statistics.fmean(self.psnr) if self.psnr else float("nan"),
+            "SSIM": statistics.fmean(self.ssim) if self.ssim else float("nan"),
+            **{name: statistics.fmean(values) for name, values in self.extra.items()},
+        }
+
 
 @dataclass(frozen=True)
 class Table:
@@ -115,21 +130,7 @@ class Comparison:
         """
         import pandas as pd
 
-        rows = {
-            v.name: {
-                "precision": v.report.precision if v.report else DENSE,
-                "weights MiB": v.weights.mib,
-                "bits per weight": v.weights.bits_per_weight,
-                "of bf16": v.weights.of_bf16,
-                "peak MiB": v.peak / MIB,
-                "s per step": v.step,
-                "PSNR dB": statistics.fmean(v.psnr) if v.psnr else float("nan"),
-                "SSIM": statistics.fmean(v.ssim) if v.ssim else float("nan"),
-                **{name: statistics.fmean(values) for name, values in v.extra.items()},
-                **_named_right(v.read),
-            }
-            for v in self.variants
-        }
+        rows = {v.name: v.numbers | _named_right(v.read) for v in self.variants}
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
         frame.attrs["caption"] = self.caption
         return frame

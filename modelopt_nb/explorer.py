@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 from traitlets import Dict, Enum, List, Unicode
 
-from modelopt_nb.comparison import DENSE, Table, machine
+from modelopt_nb.comparison import DENSE, Comparison, Table
 from modelopt_nb.memory import MIB
 from modelopt_nb.plots import plot_pictures
 from modelopt_nb.selection import layer_frame
@@ -66,13 +66,15 @@ class Beside(anywidget.AnyWidget):
     status = Enum(["idle", "running", "stopping"], "idle").tag(sync=True)
     progress = Dict().tag(sync=True)  # done and total, in denoising steps; left, in seconds
     message = Unicode().tag(sync=True)
+    about = Unicode().tag(sync=True)
 
-    def __init__(self, **traits: Any) -> None:
+    def __init__(self, studio: Studio, **traits: Any) -> None:
+        self.studio = studio
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="modelopt_nb")
         self._job: Future | None = None
         #: The error that ended the last work, where one did; the widget shows its message.
         self.error: Exception | None = None
-        super().__init__(**traits)
+        super().__init__(about=studio.about, **traits)
         self.on_msg(self._told)
 
     #: What the view may ask for: names of methods without arguments, or with those that it sends.
@@ -90,6 +92,7 @@ class Beside(anywidget.AnyWidget):
     def _begin(self, total: int, work: Callable[[], str]) -> None:
         """Run ``work``, which returns the last message, beside the kernel. What it raises is told, and kept in ``error``."""
         self._done, self._total, self._since, self._told_at, self.error = 0, total, time.monotonic(), 0.0, None
+        self.studio.stopping = False  # here, so that a stop that comes before the first step counts
         self.status, self.progress = "running", {"done": 0, "total": total, "left": None}
 
         def whole() -> None:
@@ -181,7 +184,6 @@ class Explorer(Beside):
     columns = List().tag(sync=True)
     history = List().tag(sync=True)  # a row a picture: run, and for each column a text and a number to sort by
     code_shown = Unicode().tag(sync=True)
-    about = Unicode().tag(sync=True)
 
     ACTIONS = ("run", "stop", "restore", "add", "remove", "export", "show_code")
     HEAVY = {"pictures": []}
@@ -198,24 +200,23 @@ class Explorer(Beside):
         component: str | None = None,
         calibrate: Sequence[str] | None = None,
     ) -> None:
-        self.studio = Studio(pipeline, component, calibrate)
+        studio = Studio(pipeline, component, calibrate)
         self.runs: list[tuple[Request, list[Drawn]]] = []
         self._shown: list[Drawn] = []
         if prompt is None:
             from modelopt_nb.reader import load_prompts
 
-            prompt = load_prompts("show", 1)["prompt"][0] if self.studio.embedded else "a fox in the snow"
-        if guidance is None and self.studio.takes_guidance:
-            guidance = self.studio.parameters["guidance_scale"].default
+            prompt = load_prompts("show", 1)["prompt"][0] if studio.embedded else "a fox in the snow"
+        guidance = studio.own_guidance if guidance is None else guidance
         asked = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "selected": 0}
         asked["variants"] = [Choice.of(variant).as_dict() for variant in variants]
-        if errors := self.studio.checked(asked)[1]:
+        if errors := studio.checked(asked)[1]:
             raise ValueError("; ".join(errors.values()))
-        frame = layer_frame(self.studio.model)
+        frame = layer_frame(studio.model)
         super().__init__(
+            studio,
             kind="explorer",
             layers=[[name, row["kind"], row["dense bytes"] / MIB] for name, row in frame.iterrows()],
-            about=f"{type(pipeline).__name__}, {self.studio.part}: {machine(self.studio.model)}",
             columns=[*ASKED, *SHOWN],
             request=asked,
             message="Ready.",
@@ -228,7 +229,7 @@ class Explorer(Beside):
 
     def _asked(self) -> None:
         """Whatever is asked is judged at once: what is wrong beside its field, and what the selected variant could be."""
-        checked, self.errors = self.studio.checked(self.request)
+        self.errors = self.studio.checked(self.request)[1]
         variants = self.request.get("variants")
         choices = []
         for variant in variants if isinstance(variants, list) else []:
@@ -349,7 +350,9 @@ class Explorer(Beside):
 
     def table(self) -> Table:
         """:attr:`frame` for reading: rounded, with the machine under it, without the times."""
-        return Table(self.frame.drop(columns="s per step", errors="ignore").set_index("run"), self.about)
+        frame = self.frame.set_index("run")
+        shown = [name for name in self.columns if name in frame.columns and name not in Comparison.COSTS]
+        return Table(frame[shown], self.about)
 
     def figure(self) -> Figure | None:
         """The last comparison: its pictures side by side, with bytes and PSNR."""

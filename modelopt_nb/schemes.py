@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (20)")
     parser.add_argument("--output", type=Path, default=Path("output/schemes"), help="folder of table.csv and table.png")
     args = parser.parse_args()
+    if twice := {name for name in args.schemes if args.schemes.count(name) > 1}:
+        raise ValueError(f"schemes names {', '.join(sorted(twice))} twice. Allowed: each once")
 
     prompts = load_prompts("measure", args.prompts)
     configs = {

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import io
-import math
 import os
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb.calibration import denoising_loop, recorded
 from modelopt_nb.checkup import ALGORITHMS, try_scheme
-from modelopt_nb.comparison import DENSE, Runner, Variant
+from modelopt_nb.comparison import DENSE, Runner, Variant, machine
 from modelopt_nb.config import ACTIVATION_SCALES, QUANT_TYPES, SCHEMES, config_code, make_config
-from modelopt_nb.memory import MIB, weight_bytes
+from modelopt_nb.memory import weight_bytes
 from modelopt_nb.pipeline import component_name, is_embedded, native_size
 from modelopt_nb.quantization import NEED_LOOP, check_algorithm, plan
 from modelopt_nb.reader import load_prompts, read
@@ -126,11 +124,7 @@ def problems(choice: Choice, model: nn.Module) -> dict[str, str]:
     built = Choice(pointwise=choice.pointwise)
     for name in ("scheme", "block", "activations", "scale", "algorithm"):
         built = replace(built, **{name: getattr(choice, name)})
-        try:
-            reason = why_not(built)
-        except TypeError:  # cannot be hashed, as a list from a front end
-            reason = f"{name}={getattr(choice, name)!r} is not allowed"
-        if reason:
+        if reason := why_not(built):
             return {name: reason}
     try:
         plan(model, choice.config(lambda model: None))
@@ -235,7 +229,7 @@ class Studio:
                 load_prompts("calibrate", 4),
                 "modelopt_nb.load_prompts('calibrate', 4)",
             )
-        self.remember, self.pictures, self._calls, self.stopping = remember, {}, None, False
+        self.remember, self.pictures, self._calls, self.stopping = remember, {}, {}, False
 
     @property
     def model(self) -> nn.Module:
@@ -256,6 +250,16 @@ class Studio:
     @property
     def takes_guidance(self) -> bool:
         return "guidance_scale" in self.parameters
+
+    @property
+    def own_guidance(self) -> float | None:
+        """The pipeline's default; None where it takes none."""
+        return self.parameters["guidance_scale"].default if self.takes_guidance else None
+
+    @property
+    def about(self) -> str:
+        """What is studied, and on what."""
+        return f"{type(self.pipeline).__name__}, {self.part}: {machine(self.model)}"
 
     def checked(self, asked: Mapping[str, Any]) -> tuple[Request | None, dict[str, str]]:
         """A request from a front end's fields, or what is wrong, by field; that of variant 2 is ``"2.block"`` and so on."""
@@ -312,7 +316,6 @@ class Studio:
 
         ``tick`` is called after each denoising step, ``begun`` with each name, ``shown`` with a picture that is not measured yet.
         """
-        self.stopping = False
 
         def step() -> None:
             if self.stopping:
@@ -320,7 +323,7 @@ class Studio:
             tick()
 
         def loop(model: nn.Module) -> None:
-            for call in self._calibration(request, step):
+            for call in calls:
                 if self.stopping:
                     raise Stopped
                 call(model)
@@ -329,6 +332,7 @@ class Studio:
             shown(Drawn(name, as_png(images[0]), {}))
 
         call = {} if request.guidance is None else {"guidance_scale": request.guidance}
+        keys = {request.key(choice) for choice in (None, *request.choices)}  # these stay, whatever is forgotten
         runner = Runner(
             self.pipeline, self.part, [request.prompt], [request.seed], request.steps, 1, call, step, shown=first_sight
         )
@@ -339,16 +343,20 @@ class Studio:
                 name = choice.name if choice else DENSE
                 begun(name)
                 reference = [self.pictures[request.key(None)].picture] if choice else None
-                variant = runner.run(name, choice.config(loop) if choice else None, reference)
+                config = choice.config(loop) if choice else None
+                calls = self._calibration(request, step) if config and config.forward_loop else []
+                variant = runner.run(name, config, reference)
                 drawn = Drawn(name, as_png(variant.images[0]), self._numbers(variant))
-                while len(self.pictures) >= self.remember:
-                    del self.pictures[next(iter(self.pictures))]
+                oldest = [key for key in self.pictures if key not in keys]
+                for old in oldest[: max(len(self.pictures) + 1 - self.remember, 0)]:
+                    del self.pictures[old]
                 self.pictures[request.key(choice)] = drawn
                 yield drawn
 
     def _calibration(self, request: Request, step: Callable[[], None]) -> list[Any]:
-        """The dense model's calls to calibrate with, recorded at first use."""
-        if self._calls is None or self.calibrate is None:
+        """The dense model's calls to calibrate with, recorded at first use, while the dense model is in its place."""
+        about = request.prompt if self.calibrate is None else ""
+        if about not in self._calls:
             prompts = [request.prompt] if self.calibrate is None else self.calibrate
             loop = denoising_loop(
                 self.pipeline, prompts, steps=self.STEPS, component=self.part,
@@ -356,20 +364,11 @@ class Studio:
             )  # fmt: skip
             with recorded(self.pipeline, self.CALLS, component=self.part) as calls:
                 loop(self.model)
-            self._calls = calls
-        return self._calls
+            self._calls = {about: calls}  # those of another prompt are not needed again
+        return self._calls[about]
 
     def _numbers(self, variant: Variant) -> dict[str, Any]:
-        numbers = {
-            "precision": variant.report.precision if variant.report else DENSE,
-            "weights MiB": variant.weights.mib,
-            "bits per weight": variant.weights.bits_per_weight,
-            "of dense": variant.weights.total / self.dense_bytes,
-            "peak MiB": variant.peak / MIB,
-            "s per step": variant.step,
-            "PSNR dB": statistics.fmean(variant.psnr) if variant.psnr else math.nan,
-            "SSIM": statistics.fmean(variant.ssim) if variant.ssim else math.nan,
-        }
+        numbers = variant.numbers | {"of dense": variant.weights.total / self.dense_bytes}
         if self.embedded:
             seen = read(variant.images).iloc[0]
             numbers["the reader sees"] = f"{seen['subject']} on {seen['background']}"

@@ -108,6 +108,30 @@ def test_stop_ends_within_a_step_and_keeps_what_is_done(explorer, pipeline):
     assert [p["name"] for p in explorer.pictures] == ["dense", "INT8", "INT4", "NF4"]
 
 
+def test_stop_before_the_first_step_counts(explorer):
+    explorer.select(steps=300)
+    explorer.run()
+    explorer.stop()
+    start = time.monotonic()
+    explorer.wait(60)
+    assert time.monotonic() - start < 20  # 900 steps would take minutes
+    assert "Stopped" in explorer.message
+
+
+def test_calibration_is_recorded_once_a_prompt(pipeline, monkeypatch):
+    recordings, recorded = [], studio.recorded
+    monkeypatch.setattr(studio, "recorded", lambda *args, **kwargs: recordings.append(1) or recorded(*args, **kwargs))
+    monkeypatch.setattr(studio, "is_embedded", lambda pipeline: False)
+    monkeypatch.setattr(Studio, "STEPS", 2)
+    own = Explorer(
+        pipeline, [{"scheme": "INT4", "algorithm": "awq_lite"}, {"scheme": "INT8", "activations": "INT8"}], steps=1
+    )
+    drawn(own)
+    assert own.message.startswith("Drawn in")
+    assert len(recordings) == 1
+    own.close()
+
+
 def test_stop_within_a_calibration(explorer):
     explorer.select(variants=[{"scheme": "INT4", "algorithm": "awq_lite"}], steps=1)
     explorer.run()
@@ -242,6 +266,11 @@ def test_oldest_pictures_go_first(pipeline):
         assert [d.name for d in kept.draw(request)] == ["dense", "INT8"]
         assert len(kept.remembered(request)) == 2
     assert len(kept.pictures) == 3
+    again, _ = kept.checked(
+        {"prompt": PROMPT, "seed": 2, "steps": 1, "guidance": 4.5, "variants": ["INT8", "INT4", "FP8"]}
+    )
+    assert [d.name for d in kept.draw(again)] == ["INT4", "FP8"]  # its dense picture is the oldest, and stays
+    assert len(kept.remembered(again)) == 4
 
 
 def test_export_and_figure(explorer, monkeypatch):

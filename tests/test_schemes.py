@@ -31,6 +31,11 @@ def test_one_row_alone_is_the_row_of_the_table(tmp_path, monkeypatch):
     assert both["weights MiB"]["INT4 pointwise"] < 0.4 * both["weights MiB"]["INT4"]
 
 
+def test_a_scheme_that_is_named_twice_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="INT4 twice"):
+        run(monkeypatch, tmp_path, "INT4", "INT4")
+
+
 def test_an_unknown_scheme_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="FP4"):
         run(monkeypatch, tmp_path, "FP4")
