@@ -380,7 +380,7 @@ class Studio:
         In plain Diffusers and ModelOpt where those can do it; where they need this package, with it, and says why.
         """
         path, dtype = str(self.pipeline.name_or_path), str(self.model.dtype)
-        path = os.path.relpath(path) if os.path.isdir(path) else path
+        path = min(path, os.path.relpath(path), key=len) if os.path.isdir(path) else path
         size = native_size(self.pipeline)
         guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
         arguments = {"num_inference_steps": request.steps, **guidance, **size}
