@@ -305,80 +305,100 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
     return forward_loop
 
 
+@contextlib.contextmanager
+def largest_inputs(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Keep the largest absolute value of each channel that each of the ``layers`` is given while a block of code runs.
+
+    Yields:
+        By layer, for those that were reached: a tensor of the input's dtype, whose axes are the input's, all but that of
+        the channels of length 1. This is all that max calibration asks of the inputs.
+
+    Raises:
+        FloatingPointError: A layer is given NaN or infinity, or the model or one of its parts gives it.
+    """
+    import torch
+
+    found: dict[str, torch.Tensor] = {}
+
+    def refuse(name: str, verb: str) -> None:
+        raise FloatingPointError(f"forward_loop: {name} {verb} NaN or infinity on what the loop shows the model")
+
+    def check() -> None:
+        for name, largest in found.items():
+            if not largest.isfinite().all():
+                refuse(name, "gets")
+
+    def watch(name: str, layer: nn.Module) -> Any:
+        axis = 1 if isinstance(layer, torch.nn.modules.conv._ConvNd) else -1
+
+        def before(module: nn.Module, args: tuple) -> None:
+            given = torch.atleast_2d(args[0].detach())
+            others = [i for i in range(given.ndim) if i != axis % given.ndim]
+            largest = torch.maximum(given.amax(others, keepdim=True), -given.amin(others, keepdim=True))
+            found[name] = torch.maximum(found[name], largest) if name in found else largest
+
+        return layer.register_forward_pre_hook(before)
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            outputs = output.values() if isinstance(output, Mapping) else output
+            for tensor in outputs if isinstance(output, (tuple, list, Mapping)) else [output]:
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+                    check()
+                    refuse(name, "gives")
+
+        return hook
+
+    parts = {type(model).__name__: model, **dict(model.named_children())}
+    hooks = [part.register_forward_hook(after(name)) for name, part in parts.items()]
+    hooks += [watch(name, model.get_submodule(name)) for name in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+        check()  # also after an error: ModelOpt's own, of NaN, names no layer
+
+
 def activation_ranges(model: nn.Module, calls: Sequence[Call]) -> pd.DataFrame:
     """The largest absolute value that each layer is given, a row a layer, a column a denoising step of ``calls``.
 
     The layers are those that can be quantized, in the order of the model; one that is never reached has no number.
+
+    Raises:
+        FloatingPointError: NaN or infinity in the model.
     """
     import pandas as pd
 
-    found: dict[str, dict[int, float]] = {}
-    step = 0
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple) -> None:
-            largest = args[0].detach().abs().max().item()
-            row = found.setdefault(name, {})
-            row[step] = max(row.get(step, 0.0), largest)
-
-        return hook
-
     layers = upstream.quantizable_layers(model)
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        for call in calls:
-            step = call.step
-            call(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    frame = pd.DataFrame.from_dict(found, orient="index").reindex(layers)
-    return frame[sorted(frame.columns)].rename_axis("layer").rename_axis("step", axis="columns")
+    frame = pd.DataFrame(index=pd.Index(layers, name="layer"), dtype=float)
+    for step in sorted({call.step for call in calls}):
+        with largest_inputs(model, layers) as found:
+            for call in calls:
+                if call.step == step:
+                    call(model)
+        frame[step] = pd.Series({name: largest.max().item() for name, largest in found.items()}, dtype=float)
+    return frame.rename_axis("step", axis="columns")
 
 
-def checked_loop(loop: ForwardLoop, layers: Iterable[str]) -> ForwardLoop:
-    """``loop``, which has to reach all of the ``layers`` with finite numbers, or an error says what it did instead.
+def run_checked(loop: ForwardLoop, model: nn.Module, layers: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Run ``loop``, which has to reach all of the ``layers`` with finite numbers, or an error says what it did instead.
 
-    Upstream goes on where a loop never calls the model, and leaves what it did not reach without a scale.
+    Upstream goes on where a loop never calls the model, and leaves what it did not reach without a scale. Returns what
+    :func:`largest_inputs` kept.
     """
     layers = list(layers)
-
-    def forward_loop(model: nn.Module) -> None:
-        import torch
-
-        reached: set[str] = set()
-
-        def check(name: str, tensors: Iterable[Any], verb: str) -> None:
-            if not all(t.isfinite().all() for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()):
-                raise FloatingPointError(
-                    f"forward_loop: {name} {verb} NaN or infinity on what the loop shows the model"
-                )
-
-        def watch(name: str) -> list[Any]:
-            def before(module: nn.Module, args: tuple) -> None:
-                reached.add(name)
-                check(name, args, "gets")
-
-            layer = model.get_submodule(name)
-            after = layer.register_forward_hook(lambda module, args, output: check(name, [output], "gives"))
-            return [layer.register_forward_pre_hook(before), after]
-
-        hooks = [hook for name in layers for hook in watch(name)]
-        try:
-            loop(model)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        missed = [name for name in layers if name not in reached]
-        if len(missed) == len(layers):
-            raise ValueError(
-                f"forward_loop={loop!r} did not call the {type(model).__name__} that it was given. Needed: a function that "
-                "runs its argument on inputs, such as denoising_loop or replay_loop makes"
-            )
-        if missed:
-            raise ValueError(
-                f"forward_loop={loop!r} never reached {', '.join(missed[:3])}{f' and {len(missed) - 3} more' * (len(missed) > 3)}. "
-                "Needed: inputs that use them, or modules_to_not_convert"
-            )
-
-    return forward_loop
+    with largest_inputs(model, layers) as found:
+        loop(model)
+    missed = [name for name in layers if name not in found]
+    if len(missed) == len(layers):
+        raise ValueError(
+            f"forward_loop={loop!r} did not call the {type(model).__name__} that it was given. Needed: a function that "
+            "runs its argument on inputs, such as denoising_loop or replay_loop makes"
+        )
+    if missed:
+        raise ValueError(
+            f"forward_loop={loop!r} never reached {', '.join(missed[:3])}{f' and {len(missed) - 3} more' * (len(missed) > 3)}. "
+            "Needed: inputs that use them, or modules_to_not_convert"
+        )
+    return found
