@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from modelopt_nb import config
 
@@ -563,7 +564,11 @@ class OtherThreads(io.TextIOBase):
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hold back what ModelOpt prints and warns of on every call ("Inserted 60 quantizers", "experimental")."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(OtherThreads(sys.stdout)):
+    from modelopt.torch.quantization import model_calib
+
+    bar = functools.partial(model_calib.tqdm, disable=True)  # a line for every few layers
+    held = contextlib.redirect_stdout(OtherThreads(sys.stdout))
+    with warnings.catch_warnings(), held, mock.patch.object(model_calib, "tqdm", bar):
         warnings.filterwarnings("ignore", message="Real quantization has been applied")
         warnings.filterwarnings("ignore", message="Skipping extension modelopt_cuda_ext")
         warnings.filterwarnings("ignore", message="Received a module with monkey patched")
