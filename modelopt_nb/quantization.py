@@ -152,7 +152,9 @@ def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], l
         )
     names = [f"{name}.{which}_quantizer" for name in modules for which in ("input", "weight", "output")]
     # each entry costs ModelOpt a walk through the model, and most of what it leaves dense is in no diffusion model
-    entries = [e for e in entries if "parent_class" in e or fnmatch.filter(names, e["quantizer_name"])]
+    entries = [
+        e for e in entries if e.get("enable", True) or "parent_class" in e or fnmatch.filter(names, e["quantizer_name"])
+    ]
     off = [f"{layer.name}.*_quantizer" for layer in decided if not layer.packed]
     if any("cfg" in e and e["quantizer_name"].endswith("input_quantizer") for e in entries):
         off += [f"{name}.input_quantizer" for name in upstream.without_weights(model)]
@@ -246,7 +248,8 @@ def quantize(
     Args:
         model: Any model with linear layers or convolutions, on CPU or CUDA, in any float dtype.
         config: From :func:`modelopt_nb.make_config`.
-        forward_loop: Called with the model to calibrate activations; ``config.forward_loop`` where None.
+        forward_loop: Called with the model to calibrate activations; ``config.forward_loop`` where None. Once, with the
+            model still dense, for max calibration; as often as the algorithm asks for otherwise.
 
     Returns:
         What was packed, what stayed dense and why, and the bytes before and after.

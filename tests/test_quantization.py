@@ -30,6 +30,17 @@ def test_packs_runs_and_agrees(scheme, transformer, inputs):
     assert report.packed_of_bf16 <= (0.57 if config.quant_type in ("FP8", "INT8") else 0.32)
 
 
+def test_entries_that_mean_nothing_here_are_left_out(transformer):
+    config = make_config("FP8")
+    enabling = {"quantizer_name": "*[kv]_bmm_quantizer", "cfg": {"num_bits": (4, 3)}}
+    given = [*config.modelopt_config["quant_cfg"], enabling]
+    config.modelopt_config["quant_cfg"] = given
+    _, entries = plan(transformer, config)
+    names = [entry["quantizer_name"] for entry in entries]
+    assert "*lm_head*" in [entry["quantizer_name"] for entry in given] and "*lm_head*" not in names
+    assert enabling in entries and len(names) < len(given)
+
+
 @pytest.mark.parametrize("quant_type", ALL_TYPES)
 def test_default_schemes_are_small(quant_type, transformer):
     report = quantize(transformer, make_config(quant_type))
