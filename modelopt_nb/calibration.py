@@ -306,7 +306,9 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
 
 
 @contextlib.contextmanager
-def largest_inputs(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+def largest_inputs(
+    model: nn.Module, layers: Iterable[str], argument: str = "forward_loop"
+) -> Iterator[dict[str, torch.Tensor]]:
     """Keep the largest absolute value of each channel that each of the ``layers`` is given while a block of code runs.
 
     Yields:
@@ -314,19 +316,20 @@ def largest_inputs(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str
         the channels of length 1. This is all that max calibration asks of the inputs.
 
     Raises:
-        FloatingPointError: A layer is given NaN or infinity, or the model or one of its parts gives it.
+        FloatingPointError: A layer is given NaN or infinity, or the model or one of its parts gives it; ``argument`` is
+            what is to blame for it.
     """
     import torch
 
     found: dict[str, torch.Tensor] = {}
 
-    def refuse(name: str, verb: str) -> None:
-        raise FloatingPointError(f"forward_loop: {name} {verb} NaN or infinity on what the loop shows the model")
+    giving: list[str] = []
 
     def check() -> None:
-        for name, largest in found.items():
-            if not largest.isfinite().all():
-                refuse(name, "gets")
+        getting = [name for name, largest in found.items() if not largest.isfinite().all()]
+        if getting or giving:
+            which = f"{getting[0]} gets" if getting else f"{giving[0]} gives"
+            raise FloatingPointError(f"{argument}: {which} NaN or infinity on what the model is shown")
 
     def watch(name: str, layer: nn.Module) -> Any:
         axis = 1 if isinstance(layer, torch.nn.modules.conv._ConvNd) else -1
@@ -344,8 +347,7 @@ def largest_inputs(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str
             outputs = output.values() if isinstance(output, Mapping) else output
             for tensor in outputs if isinstance(output, (tuple, list, Mapping)) else [output]:
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-                    check()
-                    refuse(name, "gives")
+                    giving.append(name)
 
         return hook
 
@@ -354,10 +356,14 @@ def largest_inputs(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str
     hooks += [watch(name, model.get_submodule(name)) for name in layers]
     try:
         yield found
+    except Exception:
+        check()  # ModelOpt's own error, of NaN, names no layer
+        raise
+    else:
+        check()
     finally:
         for hook in hooks:
             hook.remove()
-        check()  # also after an error: ModelOpt's own, of NaN, names no layer
 
 
 def activation_ranges(model: nn.Module, calls: Sequence[Call]) -> pd.DataFrame:
@@ -373,7 +379,7 @@ def activation_ranges(model: nn.Module, calls: Sequence[Call]) -> pd.DataFrame:
     layers = upstream.quantizable_layers(model)
     frame = pd.DataFrame(index=pd.Index(layers, name="layer"), dtype=float)
     for step in sorted({call.step for call in calls}):
-        with largest_inputs(model, layers) as found:
+        with largest_inputs(model, layers, "calls") as found:
             for call in calls:
                 if call.step == step:
                     call(model)

@@ -345,8 +345,8 @@ def calibrate(
         inside.append(True)
         if largest is None:
             run_checked(loop, model, [x.name for x in layers if x.packed])
-        for name, inputs in (largest or {}).items():
-            model.get_submodule(name).input_quantizer(inputs)
+        else:
+            upstream.show_inputs(model, largest)
         inside.clear()
 
     method = algorithm["method"]

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -678,6 +678,12 @@ def calibrate(
     finally:
         for c in histograms:
             del c.compute_amax
+
+
+def show_inputs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Give the input quantizers of layers, by name, what they are to calibrate on, without running the layers."""
+    for name, given in inputs.items():
+        model.get_submodule(name).input_quantizer(given)
 
 
 def has_smoothed(model: nn.Module) -> bool:
