@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,13 +52,19 @@ def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
     )
 
 
-def measured(
-    measure: Callable[[np.ndarray, np.ndarray], float], pairs: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> list[float]:
-    """``measure`` of every pair, several at a time."""
-    first = [measure(*pair) for pair in pairs[:1]]  # scikit-image imports lazily, which can deadlock in threads
+@functools.cache
+def _import_all() -> None:
+    """Use every measure once: scikit-image imports lazily, which can deadlock in threads."""
+    black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    psnr(black, white), ssim(black, white)
+
+
+def psnr_and_ssim(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[list[float], list[float]]:
+    """:func:`psnr` and :func:`ssim` of every pair, several at a time."""
+    _import_all()
     with ThreadPoolExecutor() as threads:
-        return first + list(threads.map(lambda pair: measure(*pair), pairs[1:]))
+        both = list(threads.map(lambda pair: (psnr(*pair), ssim(*pair)), pairs))
+    return [x for x, _ in both], [x for _, x in both]
 
 
 def lpips(net: str = "alex") -> Measure:
