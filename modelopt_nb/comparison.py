@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import metrics
 from modelopt_nb.config import make_config
-from modelopt_nb.memory import MIB, WeightBytes, freed_memory_kept, peak_memory, tensor_bytes, weight_bytes
+from modelopt_nb.memory import MIB, WeightBytes, peak_memory, tensor_bytes, weight_bytes
 from modelopt_nb.pipeline import component_name, draw, is_embedded, prompts_and_seeds, prompts_encoded_once, swapped
 from modelopt_nb.quantization import Report, dequantized, plan, quantize
 from modelopt_nb.reader import percent, read
@@ -304,7 +304,6 @@ class Runner:
             stack.callback(gc.unfreeze)
             stack.callback(gc.collect)  # of what came since, which is quick
             stack.enter_context(prompts_encoded_once(self.pipeline))
-            stack.enter_context(freed_memory_kept())
             self._stack = stack.pop_all()
         return self
 

@@ -401,9 +401,7 @@ def dequantized(model: nn.Module) -> Iterator[nn.Module]:
     The model computes what it computes packed, bit for bit, without dequantizing at every call: made for drawing many
     pictures where there is room for the dense weights. Quantized activations stay quantized.
     """
-    with contextlib.ExitStack() as stack:
-        for module in [m for m in model.modules() if upstream.is_packed(m)]:
-            stack.callback(upstream.unpack(module))
+    with upstream.unpacked(model):
         yield model
 
 

@@ -757,29 +757,41 @@ def read_packed(module: nn.Module) -> torch.Tensor:
     return module.weight_quantizer.dequantize(module.weight)
 
 
-def unpack(module: nn.Module) -> Callable[[], None]:
-    """Replace a layer's packed weight by the dense weight it is read as; the layer's outputs stay the same.
+@contextlib.contextmanager
+def unpacked(model: nn.Module) -> Iterator[None]:
+    """Put the dense weights that packed ones are read as in their place while a block of code runs; outputs stay the same.
 
-    A layer that quantizes nothing but its weight is of its plain class meanwhile, without the quantizers' overhead.
-    Returns the function that undoes all this.
+    A layer that quantizes nothing else is of its plain class meanwhile: a disabled quantizer still costs time at every call.
     """
     import torch
+    from modelopt.torch.quantization.nn import QuantModule
 
-    dense, packed, quantized = read_packed(module), module._parameters.pop("weight"), module.__class__
-    others = (module.input_quantizer, module.output_quantizer)
-    low_rank = getattr(module.weight_quantizer, "svdquant_lora_a", None)
-    if low_rank is None and not any(q.is_enabled or getattr(q, "pre_quant_scale", None) is not None for q in others):
-        module.__class__ = module.original_cls
-    module.weight_quantizer.disable()
-    module.register_parameter("weight", torch.nn.Parameter(dense, requires_grad=False))
+    with contextlib.ExitStack() as stack:
+        for module in [m for m in model.modules() if isinstance(m, QuantModule)]:
+            if is_packed(module):
+                dense, packed = read_packed(module), module._parameters.pop("weight")
+                stack.callback(_pack_again, module, packed)
+                module.weight_quantizer.disable()
+                module.register_parameter("weight", torch.nn.Parameter(dense, requires_grad=False))
+            if not _quantizes(module):
+                stack.callback(setattr, module, "__class__", type(module))
+                module.__class__ = module.get_original_cls_by_level(0)
+        yield
 
-    def undo() -> None:
-        module.__class__ = quantized
-        del module._parameters["weight"]  # a packed layer packs or wraps whatever replaces a packed weight
-        module.register_parameter("weight", packed)
-        module.weight_quantizer.enable()
 
-    return undo
+def _pack_again(module: nn.Module, packed: torch.nn.Parameter) -> None:
+    module._parameters.pop("weight", None)  # a packed layer packs or wraps whatever replaces a packed weight
+    module.register_parameter("weight", packed)
+    module.weight_quantizer.enable()
+
+
+def _quantizes(module: nn.Module) -> bool:
+    """Whether a quantized layer does more to its input, weight or output than its plain class."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    quantizers = [q for q in module.modules() if isinstance(q, TensorQuantizer)]
+    low_rank = any(getattr(q, "svdquant_lora_a", None) is not None for q in quantizers)
+    return low_rank or any(q.is_enabled or getattr(q, "pre_quant_scale", None) is not None for q in quantizers)
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:

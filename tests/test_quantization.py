@@ -47,17 +47,28 @@ def test_default_schemes_are_small(quant_type, transformer):
     assert report.packed_of_bf16 <= (0.53 if quant_type in ("FP8", "INT8") else 0.32)
 
 
-@pytest.mark.parametrize("quant_type", ALL_TYPES)
+def classes(model) -> dict[str, type]:
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("quant_type", [*ALL_TYPES, "INT8_INT8"])
 def test_packed_and_dequantized_once_are_bit_identical(quant_type, transformer, inputs):
-    quantize(transformer, make_config(quant_type))
-    before = weight_bytes(transformer)
+    plain = classes(transformer)
+    quantize(transformer, make_config(quant_type), lambda model: model(**inputs))
+    before, quantized = weight_bytes(transformer), classes(transformer)
     with torch.no_grad():
         packed = transformer(**inputs).sample
         with dequantized(transformer) as dense:
             assert not any(is_packed(m) for m in dense.modules())
+            # ModelOpt's classes cost time at every call, also where they quantize nothing
+            changed = {name for name, cls in plain.items() if classes(dense)[name] is not cls}
+            rounding = {
+                n for n, m in dense.named_modules() if hasattr(m, "input_quantizer") and m.input_quantizer.is_enabled
+            }
+            assert changed == rounding and bool(rounding) == (quant_type == "INT8_INT8")
             assert torch.equal(dense(**inputs).sample, packed)
         assert torch.equal(transformer(**inputs).sample, packed)
-    assert weight_bytes(transformer) == before
+    assert weight_bytes(transformer) == before and classes(transformer) == quantized
 
 
 @pytest.mark.parametrize("quant_type", ["FP8_INT8", "INT8_FP8", "INT8_INT8", "INT4_INT8"])
