@@ -84,8 +84,16 @@ def _check_steps(pipeline: DiffusionPipeline, steps: int) -> None:
 
 
 @contextlib.contextmanager
-def _watched(pipeline: DiffusionPipeline, component: str | None, kept: Callable[[Call], None]) -> Iterator[None]:
-    """Give every call of a component to ``kept``, with the denoising step that its scheduler is in."""
+def watched(
+    pipeline: DiffusionPipeline,
+    component: str | None,
+    kept: Callable[[Call], None],
+    done: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Give every call of a component to ``kept``, with the denoising step that its scheduler is in, before it is made.
+
+    ``done`` is called after it.
+    """
     part = component_name(pipeline, component)
     model, scheduler = getattr(pipeline, part), getattr(pipeline, "scheduler", None)
     step, steps = 0, 1
@@ -121,13 +129,16 @@ def _watched(pipeline: DiffusionPipeline, component: str | None, kept: Callable[
         stack.callback(
             model.register_forward_pre_hook(lambda m, *call: seen("forward")(*call), with_kwargs=True).remove
         )
+        stack.callback(model.register_forward_hook(lambda *call: done()).remove)
         for method in ("decode", "encode"):
             if hasattr(model, method) and not hasattr(model, "get_input_embeddings"):
                 original = getattr(model, method)
 
                 def coded(*args: Any, _original: Any = original, _method: str = method, **kwargs: Any) -> Any:
                     seen(_method)(args, kwargs)
-                    return _original(*args, **kwargs)
+                    result = _original(*args, **kwargs)
+                    done()
+                    return result
 
                 setattr(model, method, functools.wraps(original)(coded))
                 stack.callback(delattr, model, method)
@@ -172,7 +183,7 @@ def recorded(
                 every *= 2
         made += 1
 
-    with _watched(pipeline, component, kept):
+    with watched(pipeline, component, kept):
         yield calls
     if newest is not None and calls[-1] is not newest:
         calls.append(newest)
@@ -235,7 +246,7 @@ def capture(
         raise ValueError(f"at={at!r} is not allowed. Allowed: one or more shares of the way, each from 0 to 1")
     wanted = {round(share * (steps - 1)) for share in at}
     calls: list[Call] = []
-    with _watched(pipeline, component, calls.append):
+    with watched(pipeline, component, calls.append):
         _draw_latents(pipeline, prompts, seeds, steps, call)
     return [call for call in calls if call.step in wanted]
 

@@ -14,9 +14,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import metrics
+from modelopt_nb.calibration import Call, watched
 from modelopt_nb.config import make_config
-from modelopt_nb.memory import MIB, WeightBytes, peak_memory, tensor_bytes, weight_bytes
-from modelopt_nb.pipeline import component_name, draw, is_embedded, prompts_and_seeds, prompts_encoded_once, swapped
+from modelopt_nb.memory import MIB, WeightBytes, freed_memory_kept, peak_memory, tensor_bytes, weight_bytes
+from modelopt_nb.pipeline import (
+    component_name,
+    draw,
+    is_embedded,
+    prompts_and_seeds,
+    prompts_encoded_once,
+    swapped,
+)
 from modelopt_nb.quantization import Report, dequantized, plan, quantize
 from modelopt_nb.reader import percent, read
 
@@ -294,7 +302,7 @@ class Runner:
     shown: Callable[[list[np.ndarray]], Any] = lambda images: None
 
     def __enter__(self) -> Runner:
-        self.calls: list[tuple[tuple, dict]] = []
+        self.calls: list[Call] = []
         self.dense = getattr(self.pipeline, self.part)
         before = dict(getattr(self.pipeline, "_progress_bar_config", {}))
         with contextlib.ExitStack() as stack:
@@ -303,7 +311,9 @@ class Runner:
             gc.freeze()  # what is there stays: looking through it takes half a second each time
             stack.callback(gc.unfreeze)
             stack.callback(gc.collect)  # of what came since, which is quick
-            stack.enter_context(prompts_encoded_once(self.pipeline))
+            stack.enter_context(freed_memory_kept())
+            if "encoder" not in self.part:  # whose every variant encodes for itself
+                stack.enter_context(prompts_encoded_once(self.pipeline))
             self._stack = stack.pop_all()
         return self
 
@@ -381,22 +391,19 @@ class Runner:
         models = [m for n, m in parts if isinstance(m, torch.nn.Module) and n != self.part]
         self.others = sum(weight_bytes(m).total for m in models)
 
-        def begin(model: nn.Module, args: tuple, kwargs: dict) -> None:
-            self.calls.append((args, kwargs))
+        def begin(call: Call) -> None:
+            self.calls.append(call)
             self.before_call = max(self.before_call, made.now)
             self.outside = max(self.outside, made.peak)
 
-        def end(model: nn.Module, args: tuple, output: Any) -> None:
+        def end() -> None:
             made.peak = made.now
 
         once = vars(self.pipeline).pop("encode_prompt", None)  # the prompts that it keeps would count as made here
-        hooks = self.dense.register_forward_pre_hook(begin, with_kwargs=True), self.dense.register_forward_hook(end)
         try:
-            with tensor_bytes() as made:
+            with tensor_bytes() as made, watched(self.pipeline, self.part, begin, end):
                 self._draw(0, 1, 1)
         finally:
-            for hook in hooks:
-                hook.remove()
             if once is not None:
                 self.pipeline.encode_prompt = once
         self.outside = max(self.outside, made.peak)
@@ -414,9 +421,7 @@ class Runner:
     def _call(self, model: nn.Module) -> Any:
         import torch
 
-        args, kwargs = self.calls[0]
-        with torch.no_grad():
-            output = model(*args, **kwargs)
+        output = self.calls[0](model)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return output[0] if isinstance(output, tuple) else output.sample
+        return output

@@ -63,6 +63,16 @@ def test_peak_is_that_of_drawing_a_whole_picture(comparison, pipeline):
         assert comparison.frame["peak MiB"][name] == pytest.approx(whole, rel=2e-4)
 
 
+@pytest.mark.parametrize("component", ["text_encoder", "vae"])
+def test_other_parts_of_a_pipeline(pipeline, component):
+    frame = compare(pipeline, ["FP8"], PROMPTS, steps=2, component=component, progress=False).frame
+    part = getattr(pipeline, component)
+    assert frame["weights MiB"]["dense"] == weight_bytes(part).mib > frame["weights MiB"]["FP8"]
+    assert frame["peak MiB"]["dense"] > frame["peak MiB"]["FP8"]
+    assert 20 < frame["PSNR dB"]["FP8"] < 80  # each variant draws with its own part
+    assert not {"encode_prompt", "decode"} & {*vars(pipeline), *vars(part)}
+
+
 def test_pictures_are_those_of_the_packed_model(comparison, pipeline):
     from copy import deepcopy
 

@@ -1,3 +1,8 @@
+import ctypes
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -57,3 +62,82 @@ def test_cuda_peaks():
         torch.ones(2**20, device="cuda")
     assert peak.cuda_allocated >= 4 * 2**20
     assert peak.cuda_reserved >= peak.cuda_allocated
+
+
+needs_glibc = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33 or later"
+)
+
+
+def printed_numbers(script: str, own: dict[str, str]) -> list[int]:
+    """What a script prints in a process of its own: what other tests left on the heap decides where a block goes."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    run = subprocess.run([sys.executable, "-c", script], env=clean | own, check=True, capture_output=True, text=True)
+    return [int(word) for word in run.stdout.split()]
+
+
+KEPT = """
+import ctypes
+from modelopt_nb.memory import MIB, freed_memory_kept
+
+class Malloc(ctypes.Structure):  # struct mallinfo2
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Malloc
+
+def mapped_and_kept(size):
+    block = bytearray(size)
+    mapped = libc.mallinfo2().hblkhd
+    del block
+    return mapped // MIB, libc.mallinfo2().fordblks // MIB
+
+with freed_memory_kept():
+    print(*mapped_and_kept(64 * MIB))
+print(*mapped_and_kept(128 * MIB))
+"""
+
+
+@needs_glibc
+@pytest.mark.parametrize("own", [{}, {"MALLOC_ARENA_MAX": "2"}])
+def test_freed_memory_is_kept_for_the_next_tensor(own):
+    mapped_inside, kept_inside, mapped_after, _ = printed_numbers(KEPT, own)
+    assert mapped_after >= 128
+    if own:  # who set something keeps it
+        assert mapped_inside >= 64 > kept_inside
+    else:
+        assert kept_inside >= 64 > mapped_inside
+
+
+GIVEN_BACK = """
+import ctypes, threading
+import psutil
+from modelopt_nb.memory import MIB, freed_memory_kept
+
+libc, process, sizes = ctypes.CDLL(None), psutil.Process(), []
+libc.malloc.argtypes, libc.malloc.restype, libc.free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
+
+def work():
+    with freed_memory_kept():
+        sizes.append(process.memory_info().rss)
+        blocks = [libc.malloc(5 * MIB) for _ in range(10)]
+        for block in blocks:
+            ctypes.memset(block, 1, 5 * MIB)
+        for block in blocks:
+            libc.free(block)
+        sizes.append(process.memory_info().rss)
+    sizes.append(process.memory_info().rss)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(*(size // MIB for size in sizes))
+"""
+
+
+@needs_glibc
+def test_what_a_thread_kept_is_given_back():
+    before, kept, after = printed_numbers(GIVEN_BACK, {})
+    assert kept >= before + 40
+    assert after <= before + 10
