@@ -25,7 +25,7 @@ from modelopt_nb.pipeline import (
     prompts_encoded_once,
     swapped,
 )
-from modelopt_nb.quantization import Report, dequantized, plan, quantize
+from modelopt_nb.quantization import Report, check_runs, dequantized, quantize
 from modelopt_nb.reader import percent, read
 
 if TYPE_CHECKING:
@@ -129,12 +129,13 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """A row a variant.
 
-        ``precision`` is what weights and activations are rounded to. ``weights MiB``, ``bits per weight`` and ``of bf16`` (bytes over those of the same weights in bfloat16) are the
-        component's, scales and layers left dense included. ``peak MiB``: on CUDA what the allocator held at most, on a
-        CPU the weights of the whole pipeline plus the peak of the tensors made while one picture is drawn, packed.
-        ``s per step``: the component's time in one denoising step of one picture, packed. ``PSNR dB`` and ``SSIM``:
-        means over the pictures, against dense. For the embedded pipeline, where the prompts say what they show:
-        ``subject_ok`` and ``background_ok``, percent of the pictures that the reader names right, with the ends of the 95 % intervals.
+        ``precision`` is what weights and activations are rounded to. ``weights MiB``, ``bits per weight`` and ``of bf16``
+        (bytes over those of the same weights in bfloat16) are the component's, scales and layers left dense included.
+        ``peak MiB``: on CUDA what the allocator held at most, on a CPU the weights of the whole pipeline plus the peak of
+        the tensors made while one picture is drawn, packed. ``s per step``: the component's time in one denoising step of
+        one picture, packed; for a text encoder or an autoencoder, its time for one picture. ``PSNR dB`` and ``SSIM``: means
+        over the pictures, against dense. For the embedded pipeline, where the prompts say what they show: ``subject_ok``
+        and ``background_ok``, percent of the pictures that the reader names right, with the ends of the 95 % intervals.
         """
         import pandas as pd
 
@@ -213,7 +214,8 @@ def compare(
 ) -> Comparison:
     """Draw the same pictures dense and with every variant, from the same starting noise.
 
-    One variant is in memory at a time, beside the dense model that it is copied from. Prompts are encoded once.
+    One variant is in memory at a time, beside the dense model that it is copied from. Prompts are encoded once, or by each
+    variant where it is an encoder that is quantized.
     Memory and the time of a step are measured on the packed model; the pictures are then drawn from its weights
     dequantized once where a check shows that this gives the same output bit for bit, and packed where it does not.
 
@@ -226,7 +228,7 @@ def compare(
             ``background_ok``.
         seeds: One a prompt, or the first of consecutive ones; the frame's own, or 0 and on, where None.
         steps: Denoising steps.
-        component: The part to quantize; the transformer or UNet by default.
+        component: The part to quantize, such as ``"text_encoder"`` or ``"vae"``; the transformer or UNet by default.
         batch_size: Pictures drawn in one call.
         progress: Show a progress bar.
         extra: Further columns by name, such as ``{"LPIPS": lpips()}`` and ``{"CLIP score": clip_score()}``.
@@ -237,7 +239,7 @@ def compare(
 
     Raises:
         ValueError, TypeError: Before anything is drawn: no prompts, seeds that do not fit, an unknown type, a
-            configuration that fits no layer.
+            configuration that fits no layer, lacks what its algorithm needs, or cannot run on this machine.
     """
     from tqdm.auto import tqdm
 
@@ -254,7 +256,7 @@ def compare(
     dense = getattr(pipeline, part)
     configs = _configs(variants)
     for config in configs.values():
-        plan(dense, config)
+        check_runs(dense, config)
 
     comparison = Comparison(part, prompts, seeds, steps, machine(dense))
     total = (1 + len(configs)) * steps * -(-len(prompts) // batch_size) + 1

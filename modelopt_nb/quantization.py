@@ -282,6 +282,24 @@ def quantize(
     return report
 
 
+def check_runs(model: nn.Module, config: NVIDIAModelOptConfig) -> None:
+    """Refuse a configuration that ``model`` cannot be quantized with, or that packs but does not run where ``model`` is.
+
+    Raises:
+        ValueError: As :func:`plan` and :func:`check_algorithm` do; or activations in a format that ModelOpt cannot round to
+            on the device of ``model``.
+    """
+    _, entries = plan(model, config)
+    check_algorithm(config, config.forward_loop)
+    device = next(model.parameters()).device
+    inputs = (e["cfg"] for e in entries if "cfg" in e and e["quantizer_name"].endswith("input_quantizer"))
+    if why := next(filter(None, (upstream.cannot_round(cfg, device) for cfg in inputs)), ""):
+        raise ValueError(
+            f"quant_type={config.quant_type!r} has activations that cannot be rounded on {device}: {why} "
+            "Allowed here: activations in FP8 or INT8, or weights alone"
+        )
+
+
 def _asks_for_the_largest_alone(config: NVIDIAModelOptConfig, entries: list[dict[str, Any]]) -> bool:
     """Whether calibration asks nothing of a loop but the largest inputs of layers, which the dense model tells faster."""
     enabled = [e for e in entries if "cfg" in e]

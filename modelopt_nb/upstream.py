@@ -686,6 +686,24 @@ def show_inputs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
         model.get_submodule(name).input_quantizer(given)
 
 
+def cannot_round(cfg: dict[str, Any], device: torch.device) -> str:
+    """Why ModelOpt cannot round activations to a format with scales of its own on a device, found by trying; or ""."""
+    import torch
+    from modelopt.torch.quantization.config import QuantizerAttributeConfig
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    if not (cfg.get("block_sizes") or {}).get("scale_bits"):
+        return ""
+    try:
+        with quiet():
+            TensorQuantizer(QuantizerAttributeConfig(**cfg), amax=torch.ones(())).to(device)(
+                torch.ones(1, 256, device=device)
+            )
+    except Exception as error:  # the reason is the answer, whatever it is
+        return str(error)
+    return ""
+
+
 def has_smoothed(model: nn.Module) -> bool:
     """Whether calibration gave any layer a scale for the channels of its input."""
     quantizers = (getattr(module, "input_quantizer", None) for module in model.modules())

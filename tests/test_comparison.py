@@ -157,6 +157,8 @@ def test_what_does_not_agree_bit_for_bit_is_drawn_packed(comparison, pipeline, m
         ({"prompts": [3]}, ValueError, r"prompts=\[3\]"),
         ({"seeds": [1]}, ValueError, "seeds has 1 entries for 2 prompts"),
         ({"variants": ["FP4"]}, ValueError, "quant_type='FP4'"),
+        ({"variants": ["FP8_NVFP4"]}, ValueError, "quant_type='FP8_NVFP4' has activations .* on cpu: .*CUDA"),
+        ({"variants": {"x": make_config("FP8", algorithm="awq_lite")}}, ValueError, "algorithm='awq_lite' needs"),
         ({"variants": "FP8"}, TypeError, "variants='FP8'"),
         ({"variants": {"mine": 3}}, TypeError, r"variants\['mine'\]=3"),
         ({"variants": ["FP8", "FP8"]}, ValueError, "'FP8' twice"),
