@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,9 +39,6 @@ def load_pipeline(
     Raises:
         FileNotFoundError: For a path that is no pipeline folder.
     """
-    import torch
-    from diffusers import DiffusionPipeline
-
     path = Path(EMBEDDED if name_or_path is None else name_or_path)
     hub_id = len(path.parts) == 2 and not path.is_absolute() and not str(name_or_path).startswith(".")
     if not (path / "model_index.json").is_file() and (path.exists() or not hub_id):
@@ -48,12 +46,32 @@ def load_pipeline(
             f"name_or_path={str(path)!r} is not a pipeline folder: it has no model_index.json. Allowed: a folder saved by "
             "save_pretrained, a hub id 'owner/name', or nothing for the embedded pipeline (in the repository's data/)"
         )
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if not path.exists():
-        return DiffusionPipeline.from_pretrained(str(name_or_path), dtype=dtype, **options).to(device)
-    with no_loading_bars():
-        return DiffusionPipeline.from_pretrained(path, dtype=dtype, **options).to(device)
+    with garbage_kept():
+        import torch
+        from diffusers import DiffusionPipeline
+
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        if not path.exists():
+            return DiffusionPipeline.from_pretrained(str(name_or_path), dtype=dtype, **options).to(device)
+        with no_loading_bars():
+            return DiffusionPipeline.from_pretrained(path, dtype=dtype, **options).to(device)
+
+
+@contextlib.contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Leave garbage where it is while a block of code runs.
+
+    The first use of Diffusers imports thousands of modules, which are all there to stay; looking through them again and
+    again for garbage is a sixth of that time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def is_embedded(pipeline: DiffusionPipeline) -> bool:

@@ -67,6 +67,18 @@ def test_prompts_are_encoded_once(pipeline, monkeypatch):
     assert "encode_prompt" not in vars(pipeline)
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_loading_leaves_the_garbage_collector_as_it_was(on):
+    import gc
+
+    (gc.enable if on else gc.disable)()
+    try:
+        load_pipeline()
+        assert gc.isenabled() == on
+    finally:
+        gc.enable()
+
+
 def test_component(pipeline):
     assert component_name(pipeline) == "transformer"
     assert component_name(pipeline, "text_encoder") == "text_encoder"
