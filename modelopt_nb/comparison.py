@@ -17,14 +17,7 @@ from modelopt_nb import metrics
 from modelopt_nb.calibration import Call, watched
 from modelopt_nb.config import make_config
 from modelopt_nb.memory import MIB, WeightBytes, freed_memory_kept, peak_memory, tensor_bytes, weight_bytes
-from modelopt_nb.pipeline import (
-    component_name,
-    draw,
-    is_embedded,
-    prompts_and_seeds,
-    prompts_encoded_once,
-    swapped,
-)
+from modelopt_nb.pipeline import component_name, draw, is_embedded, prompts_and_seeds, prompts_encoded_once, swapped
 from modelopt_nb.quantization import Report, check_runs, dequantized, quantize
 from modelopt_nb.reader import percent, read
 
