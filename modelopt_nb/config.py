@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import inspect
 import math
@@ -70,6 +71,7 @@ class WeightSpec:
     block_axis: int
     scale_bits: int | tuple[int, int] | None
     scale_block: int | None
+    cfg: Any = dataclasses.field(default=None, compare=False, hash=False)
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any]) -> WeightSpec:
@@ -82,6 +84,7 @@ class WeightSpec:
             block_axis=axes[0] if axes else -1,
             scale_bits=blocks.get("scale_bits"),
             scale_block=next(iter((blocks.get("scale_block_sizes") or {}).values()), None),
+            cfg=cfg,
         )
 
     def packed_tensors(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, tuple[tuple[int, ...], str]]:
@@ -305,15 +308,15 @@ def names_layer(pattern: str, layer: str, modules: Container[str]) -> bool:
     return fnmatch.fnmatchcase(f"{layer}.weight_quantizer", f"*{pattern}*")
 
 
-def mixed_schemes(mixed: Mapping[str, str | Iterable[str]] | None) -> dict[str, list[str]]:
-    """``mixed`` of :func:`make_config` as a dict of its own. Raises ValueError for an unknown scheme or an empty list."""
+def mixed_schemes(per_layer: Mapping[str, str | Iterable[str]] | None) -> dict[str, list[str]]:
+    """``per_layer`` of :func:`make_config` as a dict of its own. Raises ValueError for an unknown scheme or an empty list."""
     checked = {}
-    for scheme, value in (mixed or {}).items():
+    for scheme, value in (per_layer or {}).items():
         make_config(scheme)
-        checked[scheme] = patterns(f"mixed[{scheme!r}]", value)
+        checked[scheme] = patterns(f"per_layer[{scheme!r}]", value)
         if not checked[scheme]:
             raise ValueError(
-                f"mixed[{scheme!r}] is empty. Allowed: names or patterns of the layers that take the scheme"
+                f"per_layer[{scheme!r}] is empty. Allowed: names or patterns of the layers that take the scheme"
             )
     return checked
 
@@ -426,7 +429,7 @@ def make_config(
     forward_loop: Callable[[Any], None] | None = None,
     disable_conv_quantization: bool = False,
     pointwise_as_linear: bool = False,
-    mixed: Mapping[str, str | Iterable[str]] | None = None,
+    per_layer: Mapping[str, str | Iterable[str]] | None = None,
     activation_scale: str | None = None,
     activation_calibrator: str = "max",
     percentile: float = 99.9,
@@ -455,7 +458,7 @@ def make_config(
         disable_conv_quantization: Leave every convolution dense.
         pointwise_as_linear: Pack convolutions of one pixel, which are linear layers in disguise, as linear layers: in
             blocks too, and whatever ``disable_conv_quantization`` says. They stay linear layers in the packed model.
-        mixed: Other types for some layers: names or patterns, by scheme, such as ``{"INT8 channel": ["attn1"]}``. They
+        per_layer: Other types for some layers: names or patterns, by scheme, such as ``{"INT8 channel": ["attn1"]}``. They
             win over what ModelOpt leaves dense by default; ``modules_to_not_convert`` wins over them.
         activation_scale: A name in :data:`ACTIVATION_SCALES`; without one as Diffusers has it: ``"static tensor"``, or with
             channels or blocks of weights ``"dynamic token"``.
@@ -499,7 +502,7 @@ def make_config(
     )
     vars(config).update(
         pointwise_as_linear=bool(pointwise_as_linear),
-        mixed=mixed_schemes(mixed),
+        per_layer=mixed_schemes(per_layer),
         activation_scale=activation_scale,
         activation_calibrator=activation_calibrator,
         percentile=percentile,
@@ -510,7 +513,7 @@ def make_config(
 #: What a configuration knows beside what Diffusers' class has, and what it is without being asked.
 KIT_ARGUMENTS: dict[str, Any] = {
     name: inspect.signature(make_config).parameters[name].default
-    for name in ("pointwise_as_linear", "mixed", "activation_scale", "activation_calibrator", "percentile")
+    for name in ("pointwise_as_linear", "per_layer", "activation_scale", "activation_calibrator", "percentile")
 }
 
 

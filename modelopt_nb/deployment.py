@@ -44,7 +44,7 @@ def export(
     if upstream.holds_packed(model):
         raise TypeError("model is packed already. Allowed: the dense model, which export() quantizes itself")
     layers, entries = plan(model, config)
-    for spec in {x.spec for x in layers if x.packed}:
+    for spec in {x.layout for x in layers if x.packed}:
         if spec.scale_bits == 8 or (spec.block is not None and spec.num_bits in ((4, 3), 8)):
             raise ValueError(
                 f"config={config.quant_type!r}, block_quantize={config.block_quantize}: ModelOpt cannot export it. "

@@ -33,7 +33,7 @@ class Packing:
         self.config, self.model = config, model
         self.algorithm = config.modelopt_config["algorithm"]
         self.layers, entries = quantization.plan(model, config)
-        self.specs = {x.name: x.spec for x in self.layers if x.packed}
+        self.specs = {x.name: x.layout for x in self.layers if x.packed}
         self.dtypes = {name: model.get_submodule(name).weight.dtype for name in self.specs}
         self.expected: dict[str, dict[str, Any]] = {}
         self.flattened = {x.name for x in self.layers if x.as_linear}

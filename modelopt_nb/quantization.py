@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelopt_nb import upstream
 from modelopt_nb.calibration import run_checked
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerPlan:
     """What becomes of one layer: ``reason`` says why it stays dense and is empty where it is packed.
 
     ``kind`` is the class of the layer, ``dtype`` that of its dense weight, ``before`` and ``after`` are the bytes of its
@@ -39,9 +39,9 @@ class Layer:
     shape: tuple[int, ...]
     dtype: str
     reason: str
-    before: int
-    after: int
-    spec: WeightSpec | None = None
+    dense_bytes: int
+    packed_bytes: int
+    layout: WeightSpec | None = None
 
     @property
     def packed(self) -> bool:
@@ -63,7 +63,7 @@ class Report:
     """
 
     quant_type: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerPlan, ...]
     before: WeightBytes
     after: WeightBytes
     precision: str
@@ -74,26 +74,26 @@ class Report:
         import pandas as pd
 
         columns = ["layer", "kind", "shape", "packed", "reason", "bytes before", "bytes after"]
-        rows = [(x.name, x.kind, x.shape, x.packed, x.reason, x.before, x.after) for x in self.layers]
+        rows = [(x.name, x.kind, x.shape, x.packed, x.reason, x.dense_bytes, x.packed_bytes) for x in self.layers]
         return pd.DataFrame(rows, columns=columns).set_index("layer")
 
     @property
-    def packed(self) -> tuple[Layer, ...]:
+    def packed(self) -> tuple[LayerPlan, ...]:
         """The layers that were packed."""
         return tuple(x for x in self.layers if x.packed)
 
     @property
     def packed_of_bf16(self) -> float:
         """Bytes of the packed layers' weights, scales included, over what they take in bfloat16."""
-        return sum(x.after for x in self.packed) / (2 * sum(math.prod(x.shape) for x in self.packed))
+        return sum(x.packed_bytes for x in self.packed) / (2 * sum(math.prod(x.shape) for x in self.packed))
 
     @property
     def bytes(self) -> pd.Series:
         """Measured bytes of the packed layers against the arithmetic of their format: weights, scales, double scales."""
         import pandas as pd
 
-        measured = sum(x.after for x in self.packed)
-        expected = sum(x.spec.packed_bytes(x.shape, x.dtype) for x in self.packed)
+        measured = sum(x.packed_bytes for x in self.packed)
+        expected = sum(x.layout.packed_bytes(x.shape, x.dtype) for x in self.packed)
         return pd.Series(
             {
                 "layers packed": len(self.packed),
@@ -117,7 +117,12 @@ class Report:
         return text
 
 
-def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], list[dict[str, Any]]]:
+class Plan(NamedTuple):
+    layers: list[LayerPlan]
+    entries: list[dict[str, Any]]
+
+
+def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> Plan:
     """Decide for every layer of ``model`` whether ``config`` packs it, without touching a weight.
 
     Where activations are quantized, they are those of the layers that are packed.
@@ -159,7 +164,7 @@ def plan(model: nn.Module, config: NVIDIAModelOptConfig) -> tuple[list[Layer], l
     if any("cfg" in e and e["quantizer_name"].endswith("input_quantizer") for e in entries):
         off += [f"{name}.input_quantizer" for name in upstream.without_weights(model)]
     packed = [f"{layer.name}.{which}_quantizer" for layer in decided if layer.packed for which in ("input", "weight")]
-    return decided, entries + [{"quantizer_name": x, "enable": False} for x in _of_all_blocks(off, packed)]
+    return Plan(decided, entries + [{"quantizer_name": x, "enable": False} for x in _of_all_blocks(off, packed)])
 
 
 def _of_all_blocks(patterns: Iterable[str], spared: list[str]) -> list[str]:
@@ -181,14 +186,14 @@ def named(model: nn.Module, argument: str, pattern: str, layers: Iterable[str], 
 def _mixed_entries(
     model: nn.Module, config: NVIDIAModelOptConfig, layers: Iterable[str], modules: Container[str]
 ) -> list[dict[str, Any]]:
-    """The quantizer entries of ``config.mixed``, one or two a layer."""
+    """The quantizer entries of ``config.per_layer``, one or two a layer."""
     entries, taken = [], {}
-    for scheme, patterns in (getattr(config, "mixed", None) or {}).items():
+    for scheme, patterns in (getattr(config, "per_layer", None) or {}).items():
         cfgs = [e for e in make_config(scheme).modelopt_config["quant_cfg"] if "cfg" in e]
         for pattern in patterns:
-            for layer in named(model, f"mixed[{scheme!r}]", pattern, layers, modules):
+            for layer in named(model, f"per_layer[{scheme!r}]", pattern, layers, modules):
                 if taken.setdefault(layer, scheme) != scheme:
-                    raise ValueError(f"mixed names {layer} twice: under {taken[layer]!r} and under {scheme!r}")
+                    raise ValueError(f"per_layer names {layer} twice: under {taken[layer]!r} and under {scheme!r}")
                 entries.append({"quantizer_name": f"{layer}.input_quantizer", "enable": False})
                 entries += [e | {"quantizer_name": layer + e["quantizer_name"].replace("*", ".")} for e in cfgs]
     return entries
@@ -209,7 +214,7 @@ def _decide(
     excluded: str | None,
     in_fp32: set[str],
     config: NVIDIAModelOptConfig,
-) -> Layer:
+) -> LayerPlan:
     from torch import nn
 
     linear = getattr(config, "pointwise_as_linear", False) and upstream.is_pointwise(module)
@@ -237,7 +242,7 @@ def _decide(
         reason = spec.why_not(flat, dtype) or ""
         shape = shape if reason else flat
         after = before if reason else spec.packed_bytes(shape, dtype)
-    return Layer(name, type(module).__name__.removeprefix("Quant"), shape, dtype, reason, before, after, spec)
+    return LayerPlan(name, type(module).__name__.removeprefix("Quant"), shape, dtype, reason, before, after, spec)
 
 
 def quantize(
@@ -345,7 +350,7 @@ NEED_LOOP = ("smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gpt
 def calibrate(
     model: nn.Module,
     config: NVIDIAModelOptConfig,
-    layers: Sequence[Layer],
+    layers: Sequence[LayerPlan],
     loop: Callable[[nn.Module], None] | None,
     largest: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
@@ -384,7 +389,7 @@ def calibrate(
         )
 
 
-def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer]) -> Report:
+def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[LayerPlan]) -> Report:
     """The report of a model that was packed as ``layers`` plan."""
     after = weight_bytes(model)
     layers = [_measure(model, layer) for layer in layers]
@@ -396,20 +401,20 @@ def measured(model: nn.Module, config: NVIDIAModelOptConfig, layers: list[Layer]
         if layer.packed:
             weight = model.get_submodule(layer.name).weight
             dense[stored_dtype(weight)] -= weight.numel() * weight.element_size()
-            dense[layer.dtype] += layer.before
+            dense[layer.dtype] += layer.dense_bytes
     before = WeightBytes({dtype: size for dtype, size in dense.items() if size}, after.weights)
-    quant_type = "mixed" if getattr(config, "mixed", None) else config.quant_type
-    rounded = precision(config, (x.spec for x in layers if x.packed))
+    quant_type = "per_layer" if getattr(config, "per_layer", None) else config.quant_type
+    rounded = precision(config, (x.layout for x in layers if x.packed))
     return Report(quant_type, tuple(layers), before, after, rounded)
 
 
-def _measure(model: nn.Module, layer: Layer) -> Layer:
+def _measure(model: nn.Module, layer: LayerPlan) -> LayerPlan:
     """``layer`` with the bytes that its weight really takes now."""
     module = model.get_submodule(layer.name)
     if upstream.is_packed(module) != layer.packed:
         raise RuntimeError(f"ModelOpt {'did not pack' if layer.packed else 'packed'} {layer.name}, against the plan")
     tensors = [module.weight, *module.weight_quantizer.buffers()] if layer.packed else [module.weight]
-    return dataclasses.replace(layer, after=sum(t.numel() * t.element_size() for t in tensors))
+    return dataclasses.replace(layer, packed_bytes=sum(t.numel() * t.element_size() for t in tensors))
 
 
 @contextlib.contextmanager

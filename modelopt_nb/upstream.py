@@ -282,7 +282,7 @@ class NoSilentSubstitution(Repair):
                 raise ValueError(f"quant_method={kwargs['quant_method']!r} is not 'modelopt'")
             self.packed_dtype = further.pop("packed_dtype", None)  # of the weights, when a checkpoint was packed
             vars(self).update({name: further.pop(name, default) for name, default in config.KIT_ARGUMENTS.items()})
-            self.mixed = config.mixed_schemes(self.mixed)
+            self.per_layer = config.mixed_schemes(self.per_layer)
             chosen = further.pop("calib_cfg", None) or given.get("algorithm", "max")
             chosen = config.calibration_algorithm(chosen, further)
             given["weight_only"] = config.only_weights(given["quant_type"], given.get("weight_only"))

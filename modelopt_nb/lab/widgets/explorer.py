@@ -1,41 +1,34 @@
-"""An instrument for JupyterLab: choose variants, draw, look at them side by side.
-
-State is in traitlets and everything a click does is a method, so all of it works, and is tested, without a browser; the view is
-in ``static/widgets.js``.
-"""
+"""Compare variants by hand in JupyterLab."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anywidget
-from traitlets import Dict, Enum, List, Unicode
+from traitlets import Dict, List, Unicode
 
-from modelopt_nb.comparison import DENSE, Comparison, Table
-from modelopt_nb.memory import MIB
-from modelopt_nb.plots import plot_pictures
-from modelopt_nb.selection import layer_frame
-from modelopt_nb.studio import Choice, Drawn, Request, Stopped, Studio, options_of, runs_frame
+from modelopt_nb import MIB, SCHEMES, layer_frame
+from modelopt_nb.lab.compare.results import Comparison, Table
+from modelopt_nb.lab.compare.variants import DENSE
+from modelopt_nb.lab.pipelines.prompts import load_prompts
+from modelopt_nb.lab.plots.pictures import plot_pictures
+from modelopt_nb.lab.widgets.background import BackgroundWidget
+from modelopt_nb.lab.widgets.workbench import Choice, Request, Tile, Workbench, options_of, runs_frame
 
 if TYPE_CHECKING:
     import pandas as pd
     from diffusers import DiffusionPipeline
     from matplotlib.figure import Figure
 
-STATIC = Path(__file__).with_name("static")
 #: The numbers under a picture, and the columns of the history beside what was asked.
 SHOWN = ("precision", "weights MiB", "bits per weight", "of dense", "peak MiB", "s per step", "PSNR dB", "SSIM", "the reader sees")  # fmt: skip
+
+
 ASKED = ("run", "prompt", "seed", "steps", "guidance", "variant")
-_log = logging.getLogger(__name__)
 
 
 def as_text(name: str, value: Any) -> str:
@@ -51,116 +44,19 @@ def as_text(name: str, value: Any) -> str:
     return "same" if math.isinf(value) else f"{value:.{Table.DIGITS.get(name, 2)}f}"
 
 
-def as_tile(drawn: Drawn) -> dict[str, Any]:
+def as_tile(drawn: Tile) -> dict[str, Any]:
     """What the view shows of a picture: its PNG, and the numbers as text."""
     captions = [[name, as_text(name, drawn.numbers[name])] for name in SHOWN if name in drawn.numbers]
     captions = [[name, text] for name, text in captions if text]
     return {"name": drawn.name, "png": drawn.png, "captions": captions, "share": drawn.numbers.get("of dense")}
 
 
-class Beside(anywidget.AnyWidget):
-    """A widget that works in a thread beside the kernel's: one thing at a time, told by ``status`` and ``progress``."""
-
-    _esm, _css = STATIC / "widgets.js", STATIC / "widgets.css"
-    kind = Unicode().tag(sync=True)
-    status = Enum(["idle", "running", "stopping"], "idle").tag(sync=True)
-    progress = Dict().tag(sync=True)  # done and total, in denoising steps; left, in seconds
-    message = Unicode().tag(sync=True)
-    about = Unicode().tag(sync=True)
-
-    def __init__(self, studio: Studio, **traits: Any) -> None:
-        self.studio = studio
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="modelopt_nb")
-        self._job: Future | None = None
-        #: The error that ended the last work, where one did; the widget shows its message.
-        self.error: Exception | None = None
-        super().__init__(about=studio.about, **traits)
-        self.on_msg(self._told)
-
-    #: What the view may ask for: names of methods without arguments, or with those that it sends.
-    ACTIONS: tuple[str, ...] = ()
-    #: Traits that hold pictures, and what they are when they hold none: a closed widget stays in a notebook's file.
-    HEAVY: dict[str, Any] = {}
-
-    def _told(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
-        if isinstance(content, Mapping) and content.get("do") in self.ACTIONS:
-            try:
-                getattr(self, content["do"])(*content.get("with", ()))
-            except (ValueError, TypeError, IndexError) as error:
-                self.message = str(error)
-
-    def _begin(self, total: int, work: Callable[[], str]) -> None:
-        """Run ``work``, which returns the last message, beside the kernel. What it raises is told, and kept in ``error``."""
-        self._done, self._total, self._since, self._told_at, self.error = 0, total, time.monotonic(), 0.0, None
-        self.studio.stopping = False  # here, so that a stop that comes before the first step counts
-        self.status, self.progress = "running", {"done": 0, "total": total, "left": None}
-
-        def whole() -> None:
-            try:
-                self.message = work()
-            except Stopped:
-                self.message = "Stopped. What was finished is kept."
-            except Exception as error:  # the person at the widget is told; nobody else would be, in a thread
-                self.error = error
-                _log.debug("%s", self, exc_info=error)
-                self.message = f"{type(error).__name__}: {error}"
-            finally:
-                self.status, self.progress = "idle", {}
-
-        self._job = self._worker.submit(whole)
-
-    def _tick(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._told_at > 0.1:
-            self._told_at = now
-            left = (now - self._since) / self._done * max(self._total - self._done, 0)
-            self.progress = {"done": min(self._done, self._total), "total": self._total, "left": left}
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when the work is over. Raises TimeoutError after ``timeout`` seconds."""
-        if self._job is not None:
-            self._job.result(timeout)
-
-    def close(self) -> None:
-        """Stop, and close the widget."""
-        with contextlib.suppress(AttributeError):  # while ipywidgets is being torn down
-            self.stop()
-            self._worker.shutdown(wait=False)
-            for name, nothing in self.HEAVY.items():
-                self.set_trait(name, nothing)
-        super().close()
-
-    def figure(self) -> Figure | None:
-        """What is shown, as a figure; None before anything is."""
-        raise NotImplementedError
-
-    def png(self) -> bytes | None:
-        """:meth:`figure` as a PNG file."""
-        if (figure := self.figure()) is None:
-            return None
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        return file.getvalue()
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The widget; and where there is no front end, what it shows as a picture."""
-        bundle, png = super()._repr_mimebundle_(**kwargs), self.png()
-        return bundle if png is None else ({**bundle[0], "image/png": png}, bundle[1])
-
-    def stop(self) -> None:
-        """End the work within one denoising step; what was finished is kept."""
-        if self.status == "running":
-            self.status = "stopping"
-            self.studio.stop()
-
-
-class Explorer(Beside):
+class Explorer(BackgroundWidget):
     """Compare variants of a pipeline's model by hand.
 
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.
-        variants: Names of schemes, or :class:`modelopt_nb.studio.Choice`; dense is always beside them.
+        variants: Names of schemes, or :class:`modelopt_nb.workbench.Choice`; dense is always beside them.
         prompt: What to draw; of the embedded pipeline the first of the prompts to show.
         seed: Of the starting noise.
         steps: Denoising steps.
@@ -200,21 +96,19 @@ class Explorer(Beside):
         component: str | None = None,
         calibrate: Sequence[str] | None = None,
     ) -> None:
-        studio = Studio(pipeline, component, calibrate)
-        self.runs: list[tuple[Request, list[Drawn]]] = []
-        self._shown: list[Drawn] = []
+        workbench = Workbench(pipeline, component, calibrate)
+        self.runs: list[tuple[Request, list[Tile]]] = []
+        self._shown: list[Tile] = []
         if prompt is None:
-            from modelopt_nb.reader import load_prompts
-
-            prompt = load_prompts("show", 1)["prompt"][0] if studio.embedded else "a fox in the snow"
-        guidance = studio.own_guidance if guidance is None else guidance
+            prompt = load_prompts("show", 1)["prompt"][0] if workbench.embedded else "a fox in the snow"
+        guidance = workbench.own_guidance if guidance is None else guidance
         asked = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "selected": 0}
         asked["variants"] = [Choice.of(variant).as_dict() for variant in variants]
-        if errors := studio.checked(asked)[1]:
+        if errors := workbench.checked(asked)[1]:
             raise ValueError("; ".join(errors.values()))
-        frame = layer_frame(studio.model)
+        frame = layer_frame(workbench.model)
         super().__init__(
-            studio,
+            workbench,
             kind="explorer",
             layers=[[name, row["kind"], row["dense bytes"] / MIB] for name, row in frame.iterrows()],
             columns=[*ASKED, *SHOWN],
@@ -225,11 +119,11 @@ class Explorer(Beside):
         self._asked()
 
     def __repr__(self) -> str:
-        return f"Explorer({type(self.studio.pipeline).__name__}, {len(self.runs)} runs, {self.status})"
+        return f"Explorer({type(self.workbench.pipeline).__name__}, {len(self.runs)} runs, {self.status})"
 
     def _asked(self) -> None:
         """Whatever is asked is judged at once: what is wrong beside its field, and what the selected variant could be."""
-        self.errors = self.studio.checked(self.request)[1]
+        self.errors = self.workbench.checked(self.request)[1]
         variants = self.request.get("variants")
         choices = []
         for variant in variants if isinstance(variants, list) else []:
@@ -251,7 +145,6 @@ class Explorer(Beside):
 
     def add(self) -> None:
         """One variant more, the first scheme that is not there yet, and select it."""
-        from modelopt_nb.config import SCHEMES
 
         free = next((s for s in SCHEMES if s not in self.names), "INT8")
         variants = [*self.request["variants"], Choice(free).as_dict()]
@@ -267,11 +160,11 @@ class Explorer(Beside):
         """Draw what is asked, beside the kernel; what was drawn before comes from memory at once."""
         if self.status != "idle":
             return
-        request, self.errors = self.studio.checked(self.request)
+        request, self.errors = self.workbench.checked(self.request)
         if request is None:
             self.message = "Not drawn: " + "; ".join(self.errors.values())
             return
-        there = self.studio.remembered(request)
+        there = self.workbench.remembered(request)
         missing = 1 + len(request.choices) - len(there)
         if not missing:
             self._finished(request, there, "From memory.")
@@ -285,26 +178,26 @@ class Explorer(Beside):
         def begun(name: str) -> None:
             self.message = f"Drawing {name} …"
 
-        def first_sight(drawn: Drawn) -> None:
-            self.pictures = [*map(as_tile, self.studio.remembered(request)), as_tile(drawn)]
+        def first_sight(drawn: Tile) -> None:
+            self.pictures = [*map(as_tile, self.workbench.remembered(request)), as_tile(drawn)]
 
         try:
-            for _ in self.studio.draw(request, self._tick, begun, first_sight):
+            for _ in self.workbench.generate(request, self._tick, begun, first_sight):
                 self._show(request)
         finally:
             self._show(request)
-            if there := self.studio.remembered(request):
+            if there := self.workbench.remembered(request):
                 self._finished(request, there, self.message)
         return f"Drawn in {time.monotonic() - start:.1f} s."
 
     def _show(self, request: Request) -> None:
-        self.pictures = [as_tile(drawn) for drawn in self.studio.remembered(request)]
+        self.pictures = [as_tile(drawn) for drawn in self.workbench.remembered(request)]
 
-    def _finished(self, request: Request, drawn: list[Drawn], message: str) -> None:
+    def _finished(self, request: Request, drawn: list[Tile], message: str) -> None:
         self._show(request)
         self._shown = drawn
         if not any(request == before and len(drawn) == len(then) for before, then in self.runs):
-            self.runs.append((request, [replace(d, png=b"") for d in drawn]))  # the studio remembers the pictures
+            self.runs.append((request, [replace(d, png=b"") for d in drawn]))  # the workbench remembers the pictures
             self.history = [*self.history, *self._rows(len(self.runs))]
         self.message = message
 
@@ -337,7 +230,7 @@ class Explorer(Beside):
             "variants": [choice.as_dict() for choice in asked.choices],
             "selected": 0,
         }
-        there = self.studio.remembered(asked)
+        there = self.workbench.remembered(asked)
         if len(there) == len(self.runs[run - 1][1]):
             self._finished(asked, there, f"Run {run}, from memory.")
         else:
@@ -365,10 +258,10 @@ class Explorer(Beside):
 
     def code(self, index: int | None = None) -> str:
         """Python that draws the selected variant, or the one at ``index``, in a script of its own."""
-        request, errors = self.studio.checked(self.request)
+        request, errors = self.workbench.checked(self.request)
         if request is None:
             raise ValueError("; ".join(errors.values()))
-        return self.studio.code(request, request.choices[self.request["selected"] if index is None else index])
+        return self.workbench.code(request, request.choices[self.request["selected"] if index is None else index])
 
     def show_code(self) -> None:
         """Show :meth:`code` in the widget."""

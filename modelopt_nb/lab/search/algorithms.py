@@ -1,23 +1,15 @@
-"""What works on this machine: versions, repairs, and every scheme, found by trying it on a tiny layer."""
+"""Find out by trying which scheme and algorithm run on this machine."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from modelopt_nb import upstream
-from modelopt_nb.config import ACTIVATION_SCALES, QUANT_TYPES, SCHEMES, make_config
-from modelopt_nb.quantization import quantize
+from modelopt_nb import ACTIVATION_SCALES, SCHEMES, ModelOptConfig, make_config, quantize
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
-    from diffusers import NVIDIAModelOptConfig
-
-PACKAGES = ("modelopt-nb", "torch", "diffusers", "nvidia-modelopt", "transformers", "accelerate")
 
 
 def _layer() -> object:
@@ -31,8 +23,7 @@ def _layer() -> object:
 def _verdict(work: Callable[[], None]) -> str:
     """``runs``, or why not, from trying."""
     try:
-        with contextlib.redirect_stderr(upstream.OtherThreads(sys.stderr)):  # bars of a tiny layer
-            work()
+        work()
     except Exception as error:  # the reason is the answer, whatever it is
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         needs_cuda = any(word in reason.lower() for word in ("cuda", "triton", "gpu"))
@@ -40,7 +31,7 @@ def _verdict(work: Callable[[], None]) -> str:
     return "runs"
 
 
-def try_scheme(quant_type: str, **options: Any) -> str:
+def check_scheme(quant_type: str, **options: Any) -> str:
     """Pack a tiny layer with ``quant_type`` (a type, a combined type or a scheme) and run it: ``runs``, or why not.
 
     ``options`` are those of :func:`modelopt_nb.make_config`. An algorithm that leaves the layer as ``"max"`` does is not
@@ -49,7 +40,7 @@ def try_scheme(quant_type: str, **options: Any) -> str:
     import torch
 
     def work() -> None:
-        def packed(config: NVIDIAModelOptConfig) -> torch.Tensor:
+        def packed(config: ModelOptConfig) -> torch.Tensor:
             model = _layer()
             quantize(model, config, lambda m: m(x))
             return model(x)
@@ -91,38 +82,5 @@ def algorithm_table(
         for kind, scale in ways:
             options = chosen | ({"activation_scale": scale} if kind else {})
             combined = f"{name}_{kind}" if kind else name
-            rows[scheme, kind, scale] = {a: try_scheme(combined, algorithm=a, **options) for a in ALGORITHMS}
+            rows[scheme, kind, scale] = {a: check_scheme(combined, algorithm=a, **options) for a in ALGORITHMS}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["scheme", "activations", "scale"])
-
-
-def repairs() -> dict[str, str]:
-    """Every repair by name, and whether it is on, needed or steps aside."""
-    states = {}
-    for repair in upstream.REPAIRS:
-        if repair.applied:
-            states[repair.name] = "on"
-        else:
-            with upstream.quiet():
-                states[repair.name] = "needed; call enable()" if repair.needed() else "steps aside, upstream works"
-    return states
-
-
-def doctor() -> None:
-    """Print what works here: versions, device, each repair with its state, and every scheme, tried on a tiny layer.
-
-    A scheme ``runs``, ``needs CUDA`` or is ``not supported``, with the error that trying it gave. Trying switches the
-    repairs on, as :func:`modelopt_nb.quantize` does.
-    """
-    import torch
-
-    print("versions:", ", ".join(f"{name} {version(name)}" for name in PACKAGES))
-    print("device:  ", torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")
-    print("\nrepairs")
-    for name, state in repairs().items():
-        print(f"  {name:24} {state}")
-    weights = list(SCHEMES)
-    activations = [f"{w}_{a}" for w in QUANT_TYPES for a, t in QUANT_TYPES.items() if t.activations]
-    for title, names in (("weights", weights), ("weights_activations", activations)):
-        print(f"\nschemes: {title}")
-        for name in names:
-            print(f"  {name:24} {try_scheme(name)}")

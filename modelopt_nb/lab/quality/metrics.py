@@ -1,4 +1,4 @@
-"""What it does to the pictures: distances between a picture and its dense twin."""
+"""Distances between an image and its dense twin."""
 
 from __future__ import annotations
 

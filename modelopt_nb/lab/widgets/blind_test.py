@@ -1,4 +1,4 @@
-"""A blind test: two or three pictures, one of them drawn by a quantized model. Which?"""
+"""A blind test: which image is quantized?"""
 
 from __future__ import annotations
 
@@ -8,32 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from traitlets import Dict, List
 
-from modelopt_nb.explorer import Beside
-from modelopt_nb.pipeline import prompts_and_seeds
-from modelopt_nb.plots import plot_pictures
-from modelopt_nb.reader import load_prompts, percent
-from modelopt_nb.studio import Choice, Drawn, Request, Studio
+from modelopt_nb.lab.pipelines.prompts import load_prompts, prompts_and_seeds
+from modelopt_nb.lab.plots.pictures import plot_pictures
+from modelopt_nb.lab.quality.statistics import percent, verdict
+from modelopt_nb.lab.widgets.background import BackgroundWidget
+from modelopt_nb.lab.widgets.workbench import Choice, Request, Tile, Workbench
 
 if TYPE_CHECKING:
     import pandas as pd
     from diffusers import DiffusionPipeline
     from matplotlib.figure import Figure
-
-FEWEST = 8  # answers before anything is concluded
-
-
-def verdict(right: int, answers: int, pictures: int, variants: int = 1) -> str:
-    """What so many right answers say: whether the difference can be told from guessing.
-
-    Told: guessing would be right so often less than once in ``20 * variants`` times (exact binomial test, with Bonferroni's
-    correction for so many verdicts at once). Not told: it would, after :data:`FEWEST` answers or more.
-    """
-    from scipy.stats import binomtest
-
-    if answers < FEWEST:
-        return f"too few answers: {answers} of {FEWEST}"
-    chance = binomtest(right, answers, 1 / pictures, alternative="greater").pvalue
-    return "you can tell it" if chance < 0.05 / variants else "cannot be told from guessing"
 
 
 class Deck:
@@ -59,12 +43,12 @@ class Deck:
         return *self.rounds.pop(), self.order.pop()
 
 
-class SpotTheQuantized(Beside):
+class BlindTest(BackgroundWidget):
     """A blind test to be played by mouse or keyboard: which of the pictures did a quantized model draw?
 
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image pipeline.
-        variants: Names of schemes, or :class:`modelopt_nb.studio.Choice`.
+        variants: Names of schemes, or :class:`modelopt_nb.workbench.Choice`.
         prompts: What is drawn, one a round, as for :func:`modelopt_nb.compare`; of the embedded pipeline those to show.
         pictures: 2, dense and quantized; or 3, where the dense one is there twice: which one differs?
         steps: Denoising steps.
@@ -98,15 +82,15 @@ class SpotTheQuantized(Beside):
     ) -> None:
         if pictures not in (2, 3):
             raise ValueError(f"pictures={pictures!r} is not allowed. Allowed: 2 or 3")
-        studio = Studio(pipeline, component, calibrate)
-        if prompts is None and not studio.embedded:
+        workbench = Workbench(pipeline, component, calibrate)
+        if prompts is None and not workbench.embedded:
             raise ValueError("prompts=None is not allowed for a pipeline of your own. Allowed: a list of prompts")
         self._prompts = list(zip(*prompts_and_seeds(load_prompts("show") if prompts is None else prompts, None), strict=True))  # fmt: skip
         self._requests = []
         for variant in variants:
-            asked = {"steps": steps, "guidance": studio.own_guidance, "variants": [variant]}
+            asked = {"steps": steps, "guidance": workbench.own_guidance, "variants": [variant]}
             for prompt, number in self._prompts:
-                request, errors = studio.checked(asked | {"prompt": prompt, "seed": number})
+                request, errors = workbench.checked(asked | {"prompt": prompt, "seed": number})
                 if errors:
                     raise ValueError("; ".join(errors.values()))
                 self._requests.append(request)
@@ -114,11 +98,13 @@ class SpotTheQuantized(Beside):
             raise ValueError("variants=[] is empty. Allowed: names of schemes")
         self.choices = list(dict.fromkeys(r.choices[0] for r in self._requests))
         self.pictures, self._seed = pictures, seed
-        super().__init__(studio, kind="blind", message="Press Start.")
+        super().__init__(workbench, kind="blind", message="Press Start.")
         self.reset()
 
     def __repr__(self) -> str:
-        return f"SpotTheQuantized({type(self.studio.pipeline).__name__}, {len(self._results)} answers, {self.status})"
+        return (
+            f"BlindTest({type(self.workbench.pipeline).__name__}, {len(self._results)} answers, {self.status})"
+        )
 
     def reset(self) -> None:
         """Forget all answers, and shuffle anew."""
@@ -126,7 +112,7 @@ class SpotTheQuantized(Beside):
         self.deck = Deck(len(self.choices), self.pictures, len(self._prompts), self._seed)
         self._coming: tuple[int, int, int] | None = None  # drawn from the deck, not dealt yet
         #: The round: what was asked, where the quantized picture is, and the pictures.
-        self.dealt: tuple[Request, int, list[Drawn]] | None = None
+        self.dealt: tuple[Request, int, list[Tile]] | None = None
         self.round = {}
         self._score()
 
@@ -137,15 +123,15 @@ class SpotTheQuantized(Beside):
         self._coming = self._coming or self.deck.next()  # a round that was stopped comes again
         variant, place, prompt = self._coming
         request = self._requests[variant * len(self._prompts) + prompt]
-        missing = 2 - len(self.studio.remembered(request))
+        missing = 2 - len(self.workbench.remembered(request))
         self.message = "Drawing the next round …"
         self.dealt = None
         self._begin(missing * request.steps + 1, lambda: self._deal(request, place))
 
     def _deal(self, request: Request, place: int) -> str:
-        for _ in self.studio.draw(request, self._tick):
+        for _ in self.workbench.generate(request, self._tick):
             pass
-        dense, quantized = self.studio.remembered(request)
+        dense, quantized = self.workbench.remembered(request)
         shown = [quantized if i == place else dense for i in range(self.pictures)]
         self.dealt, self._coming = (request, place, shown), None
         self.round = {"number": len(self._results) + 1, "prompt": request.prompt, "pngs": [d.png for d in shown]}

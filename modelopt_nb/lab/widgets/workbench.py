@@ -1,4 +1,4 @@
-"""What the widgets stand on, without a browser: what is asked, whether it can work, and pictures drawn and remembered."""
+"""What the widgets stand on, without a browser: validate requests, generate and cache images."""
 
 from __future__ import annotations
 
@@ -10,27 +10,44 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from modelopt_nb.calibration import denoising_loop, recorded
-from modelopt_nb.checkup import ALGORITHMS, try_scheme
-from modelopt_nb.comparison import DENSE, Runner, Variant, machine
-from modelopt_nb.config import ACTIVATION_SCALES, QUANT_TYPES, SCHEMES, config_code, make_config
-from modelopt_nb.memory import weight_bytes
-from modelopt_nb.pipeline import component_name, is_embedded, native_size
-from modelopt_nb.quantization import NEED_LOOP, check_algorithm, plan
-from modelopt_nb.reader import load_prompts, read
+from modelopt_nb import (
+    ACTIVATION_SCALES,
+    NEED_LOOP,
+    QUANT_TYPES,
+    SCHEMES,
+    ModelOptConfig,
+    check_algorithm,
+    config_code,
+    make_config,
+    plan,
+    weight_bytes,
+)
+from modelopt_nb.lab.calibration.loops import denoising_loop
+from modelopt_nb.lab.calibration.model_calls import record_calls
+from modelopt_nb.lab.compare.results import machine
+from modelopt_nb.lab.compare.runner import Runner
+from modelopt_nb.lab.compare.variants import DENSE, Variant
+from modelopt_nb.lab.pipelines.generate import native_size
+from modelopt_nb.lab.pipelines.load import component_name, is_embedded
+from modelopt_nb.lab.pipelines.prompts import load_prompts
+from modelopt_nb.lab.plots.style import frame_of
+from modelopt_nb.lab.quality.classifier import classify
+from modelopt_nb.lab.search.algorithms import ALGORITHMS, check_scheme
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from diffusers import DiffusionPipeline, NVIDIAModelOptConfig
+    from diffusers import DiffusionPipeline
     from torch import nn
 
 BLOCKS = (16, 32, 64, 128)
+
+
 MOST_VARIANTS = 12
 
 
 class Stopped(Exception):
-    """Raised within a denoising step after :meth:`Studio.stop`."""
+    """Raised within a denoising step after :meth:`Workbench.stop`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ class Choice:
             options["activation_scale"] = self.scale
         return quant_type, options
 
-    def config(self, forward_loop: Callable[[nn.Module], None]) -> NVIDIAModelOptConfig:
+    def config(self, forward_loop: Callable[[nn.Module], None]) -> ModelOptConfig:
         """The configuration, with the loop where something has to be calibrated. Raises as ``make_config`` does."""
         quant_type, options = self.options()
         if self.activations or self.algorithm in NEED_LOOP:
@@ -115,7 +132,7 @@ def why_not(choice: Choice) -> str:
     if not choice.activations and choice.algorithm == "max":
         return ""
     quant_type, options = choice.options()
-    verdict = try_scheme(quant_type, **options)
+    verdict = check_scheme(quant_type, **options)
     return "" if verdict == "runs" else verdict
 
 
@@ -171,7 +188,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Tile:
     """A picture, as PNG, and what its variant was measured to cost and to do; empty ``numbers`` until it is measured."""
 
     name: str
@@ -191,14 +208,12 @@ def as_png(picture: np.ndarray) -> bytes:
     """A picture, or the middle frame of a video, as a PNG file."""
     from PIL import Image
 
-    from modelopt_nb.plots import frame_of
-
     file = io.BytesIO()
     Image.fromarray(frame_of(picture)).save(file, "png", compress_level=1)
     return file.getvalue()
 
 
-class Studio:
+class Workbench:
     """Draws a request's pictures one by one, dense first, on its own copy of the pipeline's settings, and remembers them.
 
     Args:
@@ -209,7 +224,7 @@ class Studio:
         remember: How many pictures are kept; the oldest go first.
     """
 
-    CALLS, STEPS = 8, 20  # recorded calls that are calibrated with, and the denoising steps that they are from
+    CALLS, STEPS = 8, 20  # record_calls calls that are calibrated with, and the denoising steps that they are from
 
     def __init__(
         self,
@@ -296,7 +311,7 @@ class Studio:
             return None, errors
         return Request(prompt.strip(), seed, steps, None if guidance is None else float(guidance), tuple(choices)), {}
 
-    def remembered(self, request: Request) -> list[Drawn]:
+    def remembered(self, request: Request) -> list[Tile]:
         """The pictures of the request that are there already, dense first."""
         keys = [request.key(choice) for choice in (None, *request.choices)]
         return [self.pictures[key] for key in keys if key in self.pictures]
@@ -305,13 +320,13 @@ class Studio:
         """Let what is being drawn end, within one denoising step, by :class:`Stopped`."""
         self.stopping = True
 
-    def draw(
+    def generate(
         self,
         request: Request,
         tick: Callable[[], Any] = lambda: None,
         begun: Callable[[str], Any] = lambda name: None,
-        shown: Callable[[Drawn], Any] = lambda drawn: None,
-    ) -> Iterator[Drawn]:
+        shown: Callable[[Tile], Any] = lambda drawn: None,
+    ) -> Iterator[Tile]:
         """Draw what is not remembered, dense first, and yield each picture when it is drawn and measured.
 
         ``tick`` is called after each denoising step, ``begun`` with each name, ``shown`` with a picture that is not measured yet.
@@ -329,7 +344,7 @@ class Studio:
                 call(model)
 
         def first_sight(images: list[np.ndarray]) -> None:
-            shown(Drawn(name, as_png(images[0]), {}))
+            shown(Tile(name, as_png(images[0]), {}))
 
         call = {} if request.guidance is None else {"guidance_scale": request.guidance}
         keys = {request.key(choice) for choice in (None, *request.choices)}  # these stay, whatever is forgotten
@@ -346,7 +361,7 @@ class Studio:
                 config = choice.config(loop) if choice else None
                 calls = self._calibration(request, step) if config and config.forward_loop else []
                 variant = runner.run(name, config, reference)
-                drawn = Drawn(name, as_png(variant.images[0]), self._numbers(variant))
+                drawn = Tile(name, as_png(variant.images[0]), self._numbers(variant))
                 oldest = [key for key in self.pictures if key not in keys]
                 for old in oldest[: max(len(self.pictures) + 1 - self.remember, 0)]:
                     del self.pictures[old]
@@ -354,7 +369,7 @@ class Studio:
                 yield drawn
 
     def _calibration(self, request: Request, step: Callable[[], None]) -> list[Any]:
-        """The dense model's calls to calibrate with, recorded at first use, while the dense model is in its place."""
+        """The dense model's calls to calibrate with, record_calls at first use, while the dense model is in its place."""
         about = request.prompt if self.calibrate is None else ""
         if about not in self._calls:
             prompts = [request.prompt] if self.calibrate is None else self.calibrate
@@ -362,7 +377,7 @@ class Studio:
                 self.pipeline, prompts, steps=self.STEPS, component=self.part,
                 callback_on_step_end=lambda pipe, i, time, kept: (step(), kept)[1],
             )  # fmt: skip
-            with recorded(self.pipeline, self.CALLS, component=self.part) as calls:
+            with record_calls(self.pipeline, self.CALLS, component=self.part) as calls:
                 loop(self.model)
             self._calls = {about: calls}  # those of another prompt are not needed again
         return self._calls[about]
@@ -370,7 +385,7 @@ class Studio:
     def _numbers(self, variant: Variant) -> dict[str, Any]:
         numbers = variant.numbers | {"of dense": variant.weights.total / self.dense_bytes}
         if self.embedded:
-            seen = read(variant.images).iloc[0]
+            seen = classify(variant.images).iloc[0]
             numbers["the reader sees"] = f"{seen['subject']} on {seen['background']}"
         return numbers
 
@@ -403,7 +418,7 @@ class Studio:
         if reason := self._needs_kit(choice):
             calibrating = [
                 f"loop = modelopt_nb.denoising_loop(pipeline, {self.calibrate_code or [request.prompt]}, steps={self.STEPS})",
-                f"with modelopt_nb.recorded(pipeline, {self.CALLS}) as calls:",
+                f"with modelopt_nb.record_calls(pipeline, {self.CALLS}) as calls:",
                 f"    loop(pipeline.{self.part})",
                 "forward_loop = modelopt_nb.replay_loop(calls)",
             ]
@@ -414,7 +429,7 @@ class Studio:
                 f"modelopt_nb.quantize(pipeline.{self.part}, config)",
             ]
             return "\n".join(["import modelopt_nb", *loading, *quantizing, *ending])
-        dense = [layer.name for layer in plan(self.model, config)[0] if not layer.packed]
+        dense = [layer.name for layer in plan(self.model, config).layers if not layer.packed]
         cfg = next(e["cfg"] for e in config.modelopt_config["quant_cfg"] if e["quantizer_name"] == "*weight_quantizer")
         quantizing = [
             "entries = [",
@@ -439,7 +454,7 @@ class Studio:
         return ""
 
 
-def runs_frame(runs: Sequence[tuple[Request, Sequence[Drawn]]]) -> pd.DataFrame:
+def runs_frame(runs: Sequence[tuple[Request, Sequence[Tile]]]) -> pd.DataFrame:
     """A row a run and picture: what was asked, and every number."""
     import pandas as pd
 

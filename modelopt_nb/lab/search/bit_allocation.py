@@ -1,4 +1,4 @@
-"""The best model for so many bytes: a type for each group of layers, chosen by a solver."""
+"""Choose a scheme for each group of layers under a byte budget."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelopt_nb import upstream
-from modelopt_nb.config import config_code, make_config
-from modelopt_nb.experiments import check_gradients, gradient_scores, sensitivity
-from modelopt_nb.memory import MIB, weight_bytes
-from modelopt_nb.quantization import Layer, plan
-from modelopt_nb.selection import as_groups
+from modelopt_nb import MIB, LayerPlan, ModelOptConfig, config_code, make_config, plan, weight_bytes
+from modelopt_nb.lab.calibration.model_calls import ModelCall
+from modelopt_nb.lab.search.groups import as_groups
+from modelopt_nb.lab.search.sensitivity import check_gradients, gradient_scores, sensitivity
 
 if TYPE_CHECKING:
     import pandas as pd
-    from diffusers import NVIDIAModelOptConfig
     from torch import nn
 
-    from modelopt_nb.calibration import Call
-
 DENSE = "dense"
+
+
 CANDIDATES = (DENSE, "INT8 channel", "NF4", "NF4 double block", "NVFP4", "INT4")
 
 
@@ -34,7 +31,7 @@ class Budget:
     group, a column a candidate.
     """
 
-    config: NVIDIAModelOptConfig
+    config: ModelOptConfig
     bytes: int
     error: float
     choice: pd.DataFrame
@@ -53,7 +50,7 @@ class Budget:
 
 def fit_budget(
     model: nn.Module,
-    calls: Sequence[Call],
+    calls: Sequence[ModelCall],
     *,
     mib: float | None = None,
     bits_per_weight: float | None = None,
@@ -102,12 +99,12 @@ def fit_budget(
     if method == "auto_quantize":
         for config in configs.values():
             check_gradients(config)
-    plans = {c: {x.name: x for x in plan(model, config)[0]} for c, config in configs.items()}
+    plans = {c: {x.name: x for x in plan(model, config).layers} for c, config in configs.items()}
     able = [name for name in next(iter(plans.values())) if any(layers[name].packed for layers in plans.values())]
     named = as_groups(model, groups, able)
     total = weight_bytes(model)
     sizes = {c: _sizes(named, layers) for c, layers in plans.items()}
-    dense = {group: sum(next(iter(plans.values()))[n].before for n in names) for group, names in named.items()}
+    dense = {group: sum(next(iter(plans.values()))[n].dense_bytes for n in names) for group, names in named.items()}
     if DENSE in candidates:
         sizes = {DENSE: dense, **sizes}
     rest = total.total - sum(dense.values())
@@ -136,8 +133,8 @@ def fit_budget(
 
 def _errors(
     model: nn.Module,
-    config: NVIDIAModelOptConfig,
-    calls: Sequence[Call],
+    config: ModelOptConfig,
+    calls: Sequence[ModelCall],
     groups: Mapping[str, Sequence[str]],
     method: str,
     progress: bool,
@@ -147,9 +144,9 @@ def _errors(
     return sensitivity(model, config, calls, groups, without=False, progress=progress)["error alone"]
 
 
-def _sizes(groups: Mapping[str, Sequence[str]], layers: Mapping[str, Layer]) -> dict[str, int]:
+def _sizes(groups: Mapping[str, Sequence[str]], layers: Mapping[str, LayerPlan]) -> dict[str, int]:
     """The bytes of every group under one plan; a layer that it cannot pack counts dense."""
-    return {group: sum(layers[name].after for name in names) for group, names in groups.items()}
+    return {group: sum(layers[name].packed_bytes for name in names) for group, names in groups.items()}
 
 
 def _solve(
@@ -178,11 +175,11 @@ def _config(
     model: nn.Module,
     groups: Mapping[str, Sequence[str]],
     chosen: Mapping[str, str],
-    plans: Mapping[str, Mapping[str, Layer]],
+    plans: Mapping[str, Mapping[str, LayerPlan]],
     pointwise_as_linear: bool,
-) -> NVIDIAModelOptConfig:
+) -> ModelOptConfig:
     """The configuration in which each group has its scheme: the one with the most layers first, the others mixed in."""
-    layers = upstream.quantizable_layers(model)
+    layers = [x for x in next(iter(plans.values()))]
     by_scheme: dict[str, set[str]] = {}
     for group, scheme in chosen.items():
         by_scheme.setdefault(scheme, set()).update(groups[group])
@@ -191,7 +188,7 @@ def _config(
     listed = {name for names in by_scheme.values() for name in names}
     spared = by_scheme.get(DENSE, set()) | {n for n, x in plans[base].items() if x.packed and n not in listed}
     arguments: dict[str, Any] = {"modules_to_not_convert": _cover(spared, layers)} if spared else {}
-    return make_config(base, mixed=mixed, pointwise_as_linear=pointwise_as_linear, **arguments)
+    return make_config(base, per_layer=mixed, pointwise_as_linear=pointwise_as_linear, **arguments)
 
 
 def _cover(names: Container[str], layers: Iterable[str], at: str = "") -> list[str]:

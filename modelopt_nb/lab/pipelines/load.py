@@ -1,22 +1,21 @@
-"""The pipeline that is compared: load it, find the part to quantize, draw with it."""
+"""Load a pipeline; find and exchange its components."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
     import torch
     from diffusers import DiffusionPipeline
     from torch import nn
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "emoji-sana"
+EMBEDDED = Path(__file__).resolve().parents[3] / "data" / "emoji-sana"
+
+
 COMPONENTS = ("transformer", "unet")
 
 
@@ -110,33 +109,8 @@ def component_name(pipeline: DiffusionPipeline, component: str | None = None) ->
     return component
 
 
-def prompts_and_seeds(
-    prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None
-) -> tuple[list[str], list[int]]:
-    """Prompts as a list, from a frame's column ``prompt`` too, and a seed for each.
-
-    ``seeds`` is one a prompt, or the first of consecutive ones; where it is None the frame's own, or 0 and on.
-
-    Raises:
-        ValueError: No prompts, or seeds that do not fit.
-    """
-    if hasattr(prompts, "columns"):
-        if seeds is None and "seed" in prompts.columns:
-            seeds = prompts["seed"].tolist()
-        prompts = prompts["prompt"].tolist()
-    if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings in a list")
-    if seeds is None or isinstance(seeds, int):
-        seeds = range(seeds or 0, (seeds or 0) + len(prompts))
-    if len(seeds) != len(prompts):
-        raise ValueError(
-            f"seeds has {len(seeds)} entries for {len(prompts)} prompts. Allowed: one number, or one a prompt"
-        )
-    return list(prompts), list(seeds)
-
-
 @contextlib.contextmanager
-def swapped(pipeline: DiffusionPipeline, component: str, model: nn.Module) -> Iterator[None]:
+def with_component(pipeline: DiffusionPipeline, component: str, model: nn.Module) -> Iterator[None]:
     """Let ``pipeline`` draw with ``model`` as its ``component`` while a block of code runs."""
     original = getattr(pipeline, component)
     setattr(pipeline, component, model)
@@ -144,60 +118,3 @@ def swapped(pipeline: DiffusionPipeline, component: str, model: nn.Module) -> It
         yield
     finally:
         setattr(pipeline, component, original)
-
-
-@contextlib.contextmanager
-def prompts_encoded_once(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Keep what ``pipeline.encode_prompt`` returns, so that equal calls inside the block encode once."""
-    encode, kept = getattr(pipeline, "encode_prompt", None), {}
-    if encode is None:
-        yield
-        return
-
-    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        key = repr((args, sorted(kwargs.items())))
-        if key not in kept:
-            kept[key] = encode(*args, **kwargs)
-        return kept[key]
-
-    pipeline.encode_prompt = encode_prompt
-    try:
-        yield
-    finally:
-        del pipeline.encode_prompt
-
-
-def native_size(pipeline: DiffusionPipeline) -> dict[str, int]:
-    """``height`` and ``width`` in px that the transformer was trained for, where the pipeline asks for others by default.
-
-    ``SanaPipeline`` asks for 1024 px whatever its transformer, and enlarges what a smaller one drew. Empty for a pipeline
-    that takes the size from its model, and for one whose model does not say.
-    """
-    height = inspect.signature(pipeline.__call__).parameters.get("height")
-    model = getattr(pipeline, "transformer", None)
-    cells = getattr(getattr(model, "config", None), "sample_size", None)
-    if height is None or height.default is None or not isinstance(cells, int):
-        return {}
-    side = cells * pipeline.vae_scale_factor
-    return {"height": side, "width": side}
-
-
-def draw(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], **call: Any) -> list[np.ndarray]:
-    """Draw a picture for each prompt from its own seed: uint8 (height, width, 3), videos (frames, height, width, 3).
-
-    Without a size in ``call``, pictures have the size that the model was trained for (see :func:`native_size`).
-
-    Raises:
-        FloatingPointError: Where a picture holds NaN.
-    """
-    import numpy as np
-    import torch
-
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    size = {} if call.keys() & {"height", "width"} else native_size(pipeline)
-    result = pipeline(prompt=list(prompts), generator=generators, output_type="np", **size, **call)
-    pictures = result.images if hasattr(result, "images") else result.frames
-    pictures = np.asarray(pictures)
-    if not np.isfinite(pictures).all():
-        raise FloatingPointError(f"{type(pipeline).__name__} drew NaN with {call}: the model's outputs are not finite")
-    return list((pictures * 255).round().astype(np.uint8))

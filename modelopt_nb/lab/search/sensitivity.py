@@ -1,4 +1,4 @@
-"""Which layers hurt: quantize some, measure what that does to the model's own output."""
+"""Measure which layers hurt: quantize one group, measure the error of the model's output."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from modelopt_nb import upstream
-from modelopt_nb.memory import MIB
-from modelopt_nb.quantization import dequantized, plan, quantize
-from modelopt_nb.selection import as_groups
+from modelopt_nb import MIB, ModelOptConfig, auto_quantize_scores, dequantized, layer_frame, plan, quantize
+from modelopt_nb.lab.calibration.model_calls import ModelCall
+from modelopt_nb.lab.search.groups import as_groups
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
-    from diffusers import NVIDIAModelOptConfig
     from torch import nn
-
-    from modelopt_nb.calibration import Call
 
 
 @contextlib.contextmanager
@@ -37,7 +33,7 @@ def _exchanged(model: nn.Module, other: nn.Module, names: Iterable[str]) -> Iter
             parent._modules[child] = layer
 
 
-def _error(model: nn.Module, calls: Sequence[Call], reference: Sequence[torch.Tensor]) -> float:
+def _error(model: nn.Module, calls: Sequence[ModelCall], reference: Sequence[torch.Tensor]) -> float:
     """The squared change of the output over its own square: a mean over the calls, by their weights."""
     weights = _weights(calls)
     changes = [
@@ -47,20 +43,20 @@ def _error(model: nn.Module, calls: Sequence[Call], reference: Sequence[torch.Te
     return sum(w * change for w, change in zip(weights, changes, strict=True))
 
 
-def _weights(calls: Sequence[Call]) -> list[float]:
+def _weights(calls: Sequence[ModelCall]) -> list[float]:
     total = sum(call.weight for call in calls)
     return [call.weight / total for call in calls]
 
 
-def _check_calls(calls: Sequence[Call]) -> None:
+def _check_calls(calls: Sequence[ModelCall]) -> None:
     if not calls:
         raise ValueError("calls is empty. Allowed: calls of the model, from capture(pipeline, prompts)")
 
 
 def sensitivity(
     model: nn.Module,
-    config: NVIDIAModelOptConfig,
-    calls: Sequence[Call],
+    config: ModelOptConfig,
+    calls: Sequence[ModelCall],
     groups: str | Mapping[str, str | Iterable[str]] = "part",
     *,
     without: bool = True,
@@ -82,7 +78,7 @@ def sensitivity(
     Returns:
         A row a group, the most error for its bytes first: ``layers``; ``dense bytes`` and ``packed bytes`` of its weights;
         ``error alone``, the squared change of the output over its square when this group alone is quantized, a mean over the
-        calls by their :attr:`Call.weight`; ``error without``, the same when all the others are; ``error per MiB saved`` of the first. Interrupted from the
+        calls by their :attr:`ModelCall.weight`; ``error without``, the same when all the others are; ``error per MiB saved`` of the first. Interrupted from the
         keyboard, the rows that were finished, and a warning.
 
     Raises:
@@ -92,8 +88,8 @@ def sensitivity(
     from tqdm.auto import tqdm
 
     _check_calls(calls)
-    layers = {x.name: x for x in plan(model, config)[0] if x.packed}
-    named = as_groups(model, groups, layers if isinstance(groups, str) else upstream.quantizable_layers(model))
+    layers = {x.name: x for x in plan(model, config).layers if x.packed}
+    named = as_groups(model, groups, layers if isinstance(groups, str) else layer_frame(model).index)
     named = {group: [name for name in names if name in layers] for group, names in named.items()}
     if not any(named.values()):
         raise ValueError(f"groups={groups!r} holds no layer that quant_type={config.quant_type!r} packs")
@@ -106,8 +102,8 @@ def sensitivity(
             for group, names in bar:
                 row = {
                     "layers": len(names),
-                    "dense bytes": sum(layers[name].before for name in names),
-                    "packed bytes": sum(layers[name].after for name in names),
+                    "dense bytes": sum(layers[name].dense_bytes for name in names),
+                    "packed bytes": sum(layers[name].packed_bytes for name in names),
                 }
                 with _exchanged(model, twin, names):
                     row["error alone"] = _error(model, calls, reference) if names else 0.0
@@ -125,7 +121,7 @@ def sensitivity(
     return frame.sort_values("error per MiB saved", ascending=False, kind="stable")
 
 
-def check_gradients(config: NVIDIAModelOptConfig) -> None:
+def check_gradients(config: ModelOptConfig) -> None:
     """Refuse a type that ModelOpt cannot round without packing it, which is how ``auto_quantize`` tries types."""
     if config.quant_type.split("_")[0] in ("NF4", "NVFP4"):
         raise ValueError(
@@ -136,8 +132,8 @@ def check_gradients(config: NVIDIAModelOptConfig) -> None:
 
 def gradient_scores(
     model: nn.Module,
-    config: NVIDIAModelOptConfig,
-    calls: Sequence[Call],
+    config: ModelOptConfig,
+    calls: Sequence[ModelCall],
     groups: Mapping[str, Sequence[str]],
     progress: bool = True,
 ) -> dict[str, float]:
@@ -152,38 +148,23 @@ def gradient_scores(
 
     Source: ``modelopt.torch.quantization.auto_quantize``, method "gradient".
     """
-    import modelopt.torch.quantization as mtq
     import torch
 
     _check_calls(calls)
     check_gradients(config)
     owner = {name: group for group, names in groups.items() for name in names}
-    twin, disabled = copy.deepcopy(model), []
-    for layer in plan(model, config)[0]:
-        if not layer.packed or layer.name not in owner:
-            disabled.append(layer.name)
-        elif layer.as_linear:
-            upstream.make_linear(twin, layer.name, inside=True)
-            owner[f"{layer.name}.0"] = owner[layer.name]
-    signs = torch.Generator(next(twin.parameters()).device)
+    signs = torch.Generator(next(model.parameters()).device)
     batches = [(call, weight, seed) for call, weight in zip(calls, _weights(calls), strict=True) for seed in range(4)]
 
-    def loss(output: torch.Tensor, batch: tuple[Call, float, int]) -> torch.Tensor:
+    def loss(output: torch.Tensor, batch: tuple[ModelCall, float, int]) -> torch.Tensor:
         signs.manual_seed(batch[2])
         ones = torch.randint(0, 2, output.shape, generator=signs, device=output.device) * 2 - 1
         return (output * ones).sum() / output.detach().norm() * batch[1] ** 0.5
 
     bars = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
-    with upstream.quiet(), bars:
-        _, state = mtq.auto_quantize(
-            twin, constraints={"effective_bits": 16.0}, data_loader=batches, loss_func=loss,
-            quantization_formats=[{"quant_cfg": config.modelopt_config["quant_cfg"][:3], "algorithm": "max"}],
-            forward_step=lambda model, batch: batch[0].output(model), num_calib_steps=1, num_score_steps=len(batches),
-            disabled_layers=disabled,
-        )  # fmt: skip
+    with bars:
+        found = auto_quantize_scores(model, config, batches, loss, lambda m, batch: batch[0].output(m), set(owner))
     scores = dict.fromkeys(groups, 0.0)
-    for tried in state["candidate_stats"].values():
-        name = tried["module_names"][0]
-        if name in owner:
-            scores[owner[name]] += max(tried["scores"]) / 4
+    for name, score in found.items():
+        scores[owner[name]] += score / 4
     return scores

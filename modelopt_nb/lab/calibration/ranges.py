@@ -1,0 +1,34 @@
+"""Activation ranges by layer and denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from modelopt_nb import input_amax, layer_frame
+from modelopt_nb.lab.calibration.model_calls import ModelCall
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+
+def activation_ranges(model: nn.Module, calls: Sequence[ModelCall]) -> pd.DataFrame:
+    """The largest absolute value that each layer is given, a row a layer, a column a denoising step of ``calls``.
+
+    The layers are those that can be quantized, in the order of the model; one that is never reached has no number.
+
+    Raises:
+        FloatingPointError: NaN or infinity in the model.
+    """
+    import pandas as pd
+
+    layers = layer_frame(model).index
+    frame = pd.DataFrame(index=pd.Index(layers, name="layer"), dtype=float)
+    for step in sorted({call.step for call in calls}):
+        with input_amax(model, layers, "calls") as found:
+            for call in calls:
+                if call.step == step:
+                    call(model)
+        frame[step] = pd.Series({name: largest.max().item() for name, largest in found.items()}, dtype=float)
+    return frame.rename_axis("step", axis="columns")
