@@ -1,14 +1,27 @@
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the recorded numbers are a CPU's
+import shutil
 
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
 
 ALL_TYPES = ["FP8", "INT8", "INT4", "NF4", "NVFP4"]
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, and say why."""
+    missing = {
+        "cuda": pytest.mark.skip(reason="needs CUDA") if not torch.cuda.is_available() else None,
+        "browser": pytest.mark.skip(reason="needs Chromium: apt-get install chromium") if CHROMIUM is None else None,
+    }
+    for item in items:
+        for name, skip in missing.items():
+            if skip is not None and item.get_closest_marker(name):
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +51,7 @@ def transformer() -> SanaTransformer2DModel:
 
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
-    """One call of :func:`transformer`."""
+    """The arguments of one call of :func:`transformer`."""
     return {
         "hidden_states": torch.randn(2, 32, 16, 16),
         "encoder_hidden_states": torch.randn(2, 7, 128),
@@ -48,7 +61,7 @@ def inputs() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """The embedded pipeline."""
+    """The embedded pipeline, in float32 on the CPU: the recorded numbers are a CPU's."""
     from modelopt_nb import load_pipeline
 
-    return load_pipeline(device="cpu")
+    return load_pipeline(device="cpu", dtype=torch.float32)

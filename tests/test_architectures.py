@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from architectures import BUILDERS, build, run
-from conftest import ALL_TYPES
+from tests.architectures import BUILDERS, build, run
+from tests.conftest import ALL_TYPES
 
 from modelopt_nb import dequantized, enable, make_config, quantize
 

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 import torch
-from architectures import build
+from tests.architectures import build
 
 import modelopt_nb
 from modelopt_nb import Call, fit_budget, make_config, quantize, weight_bytes

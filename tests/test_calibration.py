@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from architectures import run
+from tests.architectures import run
 from diffusers import NVIDIAModelOptConfig
 
 from modelopt_nb import (

@@ -3,7 +3,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_TYPES
+from tests.conftest import ALL_TYPES
 
 from modelopt_nb import compare, make_config, weight_bytes
 from modelopt_nb.comparison import Comparison

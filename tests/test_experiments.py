@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from architectures import build
+from tests.architectures import build
 
 from modelopt_nb import Call, capture, layer_groups, make_config, quantize, sensitivity
 from modelopt_nb.experiments import gradient_scores

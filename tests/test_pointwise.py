@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from architectures import build, run
-from conftest import ALL_TYPES
+from tests.architectures import build, run
+from tests.conftest import ALL_TYPES
 from torch import nn
 
 from modelopt_nb import SCHEMES, dequantized, enable, layer_frame, make_config, quantize, weight_bytes, weight_errors

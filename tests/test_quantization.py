@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import ALL_TYPES
+from tests.conftest import ALL_TYPES
 
 from modelopt_nb import SCHEMES, dequantized, make_config, quantize, representable_values, weight_bytes, weight_errors
 from modelopt_nb.quantization import plan

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from architectures import BUILDERS, build
+from tests.architectures import BUILDERS, build
 
 from modelopt_nb import KINDS, layer_frame, layer_groups, make_config, quantize, select
 from modelopt_nb.config import names_layer
