@@ -9,22 +9,17 @@ from modelopt_nb import (
     ACTIVATION_SCALES,
     ALGORITHMS,
     SCHEMES,
-    Call,
-    activation_ranges,
-    capture,
-    compare,
+    ModelCall,
     config_code,
     denoising_loop,
     enable,
-    load_calls,
     make_config,
     quantize,
-    recorded,
     replay_loop,
     upstream,
 )
 from modelopt_nb.config import CALIBRATORS
-from modelopt_nb.pipeline import EMBEDDED
+from modelopt_nb.lab.pipelines.load import EMBEDDED
 from modelopt_nb.quantization import plan
 
 PROMPTS = ["a lemon on a blue background", "an owl on a red background", "a crab on a white background"]
@@ -37,63 +32,6 @@ def enabled():
 
 def scales(model) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("input_quantizer._amax")}
-
-
-def test_replaying_every_call_gives_the_amax_of_the_pipeline(pipeline, tmp_path):
-    loop = denoising_loop(pipeline, PROMPTS, 3, steps=4, batch_size=2, guidance_scale=3.0)
-    with recorded(pipeline, None, path=tmp_path / "calls.pt") as calls:
-        loop(pipeline.transformer)
-    assert [call.step for call in calls] == [0, 1, 2, 3] * 2
-    config = make_config("INT8", weight_only=False)
-    found = []
-    for forward_loop in (loop, replay_loop(calls), replay_loop(load_calls(tmp_path / "calls.pt"))):
-        model = copy.deepcopy(pipeline.transformer)
-        quantize(model, config, forward_loop)
-        found.append(scales(model))
-    assert len(found[0]) > 50
-    for other in found[1:]:
-        assert all(torch.equal(found[0][name], other[name]) for name in found[0])
-
-
-@pytest.mark.parametrize(
-    ("keep", "steps"), [(1, [0]), (2, [0, 9]), (4, [0, 3, 6, 9]), (10, list(range(10))), (99, list(range(10)))]
-)
-def test_what_is_kept_is_spread_over_the_steps(pipeline, keep, steps):
-    with recorded(pipeline, keep) as calls:
-        denoising_loop(pipeline, PROMPTS[:1], steps=10)(pipeline.transformer)
-    assert [call.step for call in calls] == steps
-
-
-def test_many_calls_are_thinned_as_they_come(pipeline):
-    model = pipeline.vae.decoder
-    pipe = type("Pipe", (), {"components": {"transformer": model}, "transformer": model})()
-    longest = 0
-    with recorded(pipe, 5) as calls:
-        for i in range(1000):
-            for hook in list(model._forward_pre_hooks.values()):
-                hook(model, (i,), {})
-            longest = max(longest, len(calls))
-    kept = [call.args[0] for call in calls]
-    assert longest <= 21
-    assert kept[0] == 0 and kept[-1] == 999
-    assert all(200 <= b - a <= 300 for a, b in zip(kept, kept[1:], strict=False))
-
-
-@pytest.mark.parametrize("component", ["text_encoder", "vae"])
-def test_other_parts_of_a_pipeline(pipeline, component):
-    part = getattr(pipeline, component)
-    loop = denoising_loop(pipeline, PROMPTS[:1], steps=2, component=component)
-    with recorded(pipeline, None, component=component) as calls:
-        loop(part)
-    assert {call.method for call in calls} == {"forward" if component == "text_encoder" else "decode"}
-    assert not {"decode", "encode"} & vars(part).keys()  # it is as it was
-    config = make_config("INT8", weight_only=False, modules_to_not_convert=["encoder"] if component == "vae" else None)
-    found = []
-    for forward_loop in (loop, replay_loop(calls)):
-        model = copy.deepcopy(part)
-        quantize(model, config, forward_loop)
-        found.append(scales(model))
-    assert found[0] and all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_a_loop_in_the_config_calibrates_once_after_loading(transformer, inputs, tmp_path):
@@ -120,27 +58,6 @@ def test_a_pipelines_loop_calibrates_while_loading(pipeline):
     quantize(packed, config)
     found, expected = scales(loaded), scales(packed)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [lambda x: [x], lambda x: ({**x} for _ in range(2)), lambda x: [Call(0, (), x)], lambda x: [tuple(x.values())]],
-)
-def test_any_inputs_can_be_replayed(transformer, inputs, given):
-    ordered = {name: inputs[name] for name in ("hidden_states", "encoder_hidden_states", "timestep")}
-    loop = replay_loop(given(ordered))
-    quantize(transformer, make_config("INT4 block", algorithm="awq_lite"), loop)  # runs it twice
-
-
-def test_ranges_of_a_model_with_nan(transformer, inputs):
-    call = Call(0, (), inputs | {"hidden_states": inputs["hidden_states"] * float("nan")})
-    with pytest.raises(FloatingPointError, match="calls: .* gets NaN"):
-        activation_ranges(transformer, [call])
-    with torch.no_grad():
-        transformer.proj_out.bias.fill_(float("inf"))  # after the last layer that is given anything
-    with pytest.raises(FloatingPointError, match="calls: .* gives NaN"):
-        activation_ranges(transformer, [Call(0, (), inputs)])
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in transformer.modules())
 
 
 def unharmed(model, before) -> bool:
@@ -222,7 +139,7 @@ def listed(scheme: str, kind: str, scale: str, algorithm: str) -> str:
 def feed_forward(pipeline):
     """The feed-forward of the embedded transformer's first block, and two calls that were made to it in a drawing."""
     model, calls = pipeline.transformer.transformer_blocks[0].ff, []
-    hook = model.register_forward_pre_hook(lambda module, args: calls.append(Call(len(calls), args, {}, 4)))
+    hook = model.register_forward_pre_hook(lambda module, args: calls.append(ModelCall(len(calls), args, {}, 4)))
     try:
         denoising_loop(pipeline, PROMPTS[:1], steps=4)(pipeline.transformer)
     finally:
@@ -314,40 +231,3 @@ def test_activations_survive_saving(transformer, inputs, tmp_path, scale):
     again = type(transformer).from_pretrained(tmp_path)
     assert torch.equal(run(again, inputs), run(transformer, inputs))
     assert again.hf_quantizer.report.precision == f"W8A8 {scale}"
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda p: denoising_loop(p, PROMPTS, steps=1001), "steps=1001 is not allowed. Allowed: 1 to 1000"),
-        (lambda p: denoising_loop(p, PROMPTS, steps=0), "steps=0"),
-        (lambda p: denoising_loop(p, []), "prompts="),
-        (lambda p: denoising_loop(p, PROMPTS, component="unet"), "component='unet'"),
-        (lambda p: capture(p, PROMPTS, steps=1001), "steps=1001"),
-        (lambda p: replay_loop([]), "inputs is empty"),
-        (lambda p: recorded(p, 0).__enter__(), "keep=0 is not allowed"),
-        (lambda p: recorded(p, component="unet").__enter__(), "component='unet'"),
-    ],
-)
-def test_wrong_input(pipeline, make, message):
-    with pytest.raises(ValueError, match=message):
-        make(pipeline)
-
-
-def test_an_interrupted_recording_leaves_no_file(pipeline, tmp_path):
-    path = tmp_path / "calls.pt"
-    with pytest.raises(KeyboardInterrupt), recorded(pipeline, path=path):
-        denoising_loop(pipeline, PROMPTS[:1], steps=2)(pipeline.transformer)
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-    assert not {"step", "set_timesteps"} & vars(pipeline.scheduler).keys()
-
-
-def test_calibrated_variants_in_a_comparison(pipeline):
-    loop = replay_loop(capture(pipeline, PROMPTS, steps=4))
-    variants = {
-        "static": make_config("INT8", weight_only=False, forward_loop=loop),
-        "smooth": make_config("INT8", weight_only=False, algorithm="smoothquant", forward_loop=loop),
-    }
-    frame = compare(pipeline, variants, PROMPTS[:1], steps=4, progress=False).frame
-    assert (frame["PSNR dB"].drop("dense") > 15).all()

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb.lab.calibration.model_calls import ModelCall
-from modelopt_nb.lab.pipelines.generate import _check_steps, _draw_latents
-from modelopt_nb.lab.pipelines.load import component_name, with_component
+from modelopt_nb.lab.pipelines.generate import check_counts, generate
+from modelopt_nb.lab.pipelines.load import component_name, is_codec, with_component
 from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
 ForwardLoop = Callable[["nn.Module"], None]
@@ -28,38 +28,38 @@ def denoising_loop(
     batch_size: int = 4,
     **call: Any,
 ) -> ForwardLoop:
-    """A forward loop that draws the prompts with the model it is given in the component's place.
+    """Return a forward loop that generates the prompts' images with the model it is called with.
 
     Args:
         pipeline: Any text-to-image or text-to-video pipeline.
-        prompts: As for :func:`modelopt_nb.compare`.
-        seeds: As for :func:`modelopt_nb.compare`.
+        prompts: As for :func:`modelopt_nb.generate`.
+        seeds: As for :func:`modelopt_nb.generate`.
         steps: Denoising steps.
-        component: What the loop will be given: the transformer or UNet by default, or a text encoder, or an autoencoder.
-        batch_size: Pictures drawn in one call.
-        call: Passed on to the pipeline, such as ``guidance_scale``.
+        component: The component that the model replaces: the transformer or UNet by default, or a text encoder or an
+            autoencoder. Images are decoded only if it is an autoencoder.
+        batch_size: Images per call of the pipeline.
+        call: Further arguments of the pipeline, such as ``guidance_scale``.
 
     Raises:
-        ValueError: No prompts, seeds that do not fit, more steps than the schedule has, an unknown component.
+        ValueError: No prompts, seeds that do not fit, more steps than the scheduler has, an unknown component.
     """
-    prompts, seeds = prompts_and_seeds(prompts, seeds)
-    _check_steps(pipeline, steps)
+    texts, numbers = prompts_and_seeds(prompts, seeds)
+    check_counts(pipeline, steps, batch_size)
     part = component_name(pipeline, component)
-    options = {"output_type": "np"} | call if hasattr(getattr(pipeline, part), "decode") else call
+    decode = is_codec(pipeline, part)
 
     def forward_loop(model: nn.Module) -> None:
         with with_component(pipeline, part, model):
-            for i in range(0, len(prompts), batch_size):
-                _draw_latents(pipeline, prompts[i : i + batch_size], seeds[i : i + batch_size], steps, options)
+            generate(pipeline, texts, numbers, steps=steps, batch_size=batch_size, decode=decode, **call)
 
     return forward_loop
 
 
 def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
-    """A forward loop that calls the model with each of ``inputs``, again each time that an algorithm runs it.
+    """Return a forward loop that calls the model with each of ``inputs``; an algorithm may run it several times.
 
-    An input is a :class:`ModelCall`, a dict of keyword arguments, a tuple or list of positional ones, or a single tensor. A
-    generator is read to its end at once.
+    An input is a :class:`ModelCall`, a dict of keyword arguments, a tuple or list of positional arguments, or one tensor. A
+    generator is consumed at once.
 
     Raises:
         ValueError: No inputs.
@@ -70,14 +70,14 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
         import torch
 
         with torch.no_grad():
-            for given in inputs:
-                if isinstance(given, ModelCall):
-                    given(model)
-                elif isinstance(given, Mapping):
-                    model(**given)
+            for entry in inputs:
+                if isinstance(entry, ModelCall):
+                    entry(model)
+                elif isinstance(entry, Mapping):
+                    model(**entry)
                 else:
-                    model(*(given if isinstance(given, (tuple, list)) else (given,)))
+                    model(*(entry if isinstance(entry, (tuple, list)) else (entry,)))
 
     if next(iter(inputs), None) is None:
-        raise ValueError("inputs is empty. Allowed: calls from capture or record_calls, or inputs of the model")
+        raise ValueError("inputs is empty. Allowed: calls from record_calls, or inputs of the model")
     return forward_loop

@@ -1,4 +1,4 @@
-"""Activation ranges by layer and denoising step."""
+"""Activation ranges per layer and denoising step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def activation_ranges(model: nn.Module, calls: Sequence[ModelCall]) -> pd.DataFrame:
-    """The largest absolute value that each layer is given, a row a layer, a column a denoising step of ``calls``.
+    """Measure the amax of each layer's input: one row per layer, one column per denoising step of ``calls``.
 
-    The layers are those that can be quantized, in the order of the model; one that is never reached has no number.
+    The layers are those that can be quantized, in the model's order. NaN: the calls of that step never reach the layer.
 
     Raises:
         FloatingPointError: NaN or infinity in the model.
@@ -30,5 +30,5 @@ def activation_ranges(model: nn.Module, calls: Sequence[ModelCall]) -> pd.DataFr
             for call in calls:
                 if call.step == step:
                     call(model)
-        frame[step] = pd.Series({name: largest.max().item() for name, largest in found.items()}, dtype=float)
+        frame[step] = pd.Series({name: amax.max().item() for name, amax in found.items()}, dtype=float)
     return frame.rename_axis("step", axis="columns")

@@ -1,0 +1,1 @@
+"""Compare variants of a model: configurations (`variants`), measurement (`runner`), table (`columns`, `results`)."""

@@ -1,4 +1,4 @@
-"""What is compared: configurations by name, and what was measured of each."""
+"""What is compared: configurations by name, and the measurements of each."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modelopt_nb import MIB, ModelOptConfig, Report, WeightBytes, make_config
+from modelopt_nb import ModelOptConfig, Report, WeightBytes, make_config
+from modelopt_nb.lab.compare.columns import COLUMNS, DENSE
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-DENSE = "dense"
-
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a comparison. Bytes are the quantized component's; ``peak`` is in bytes, ``step`` in seconds.
+    """The measurements of one variant; a row of a comparison.
 
-    ``read`` is what the reader named right: boolean columns ``subject_ok`` and ``background_ok``, a row a picture.
+    ``weights`` are the bytes of the quantized component, ``peak`` is in bytes (:meth:`Runner.peak`), ``step`` in seconds.
+    ``images`` are uint8 (height, width, 3), in the order of the prompts; ``psnr`` (dB), ``ssim`` and ``measures`` have one
+    value per image, ``psnr`` and ``ssim`` none for dense. ``correct`` holds the classifier's hits: boolean columns
+    ``subject_ok`` and ``background_ok``, one row per image.
     """
 
     name: str
@@ -31,36 +33,33 @@ class Variant:
     psnr: list[float]
     ssim: list[float]
     report: Report | None = None
-    read: pd.DataFrame | None = None
-    extra: dict[str, list[float]] = field(default_factory=dict)
+    correct: pd.DataFrame | None = None
+    measures: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """Cost and quality as :attr:`Comparison.frame` names them."""
-        return {
-            "precision": self.report.precision if self.report else DENSE,
-            "weights MiB": self.weights.mib,
-            "bits per weight": self.weights.bits_per_weight,
-            "of bf16": self.weights.of_bf16,
-            "peak MiB": self.peak / MIB,
-            "s per step": self.step,
-            "PSNR dB": statistics.fmean(self.psnr) if self.psnr else float("nan"),
-            "SSIM": statistics.fmean(self.ssim) if self.ssim else float("nan"),
-            **{name: statistics.fmean(values) for name, values in self.extra.items()},
-        }
+        """The row of :attr:`Comparison.frame`: values by the names of :data:`COLUMNS`, then the means of ``measures``."""
+        values = {column.name: column.value(self) for column in COLUMNS if column.value}
+        means = {name: statistics.fmean(values) for name, values in self.measures.items()}
+        return {name: value for name, value in values.items() if value is not None} | means
 
 
-def _configs(variants: Any) -> dict[str, ModelOptConfig]:
-    """``variants`` as configurations by name; raises before anything is drawn."""
+def configs_by_name(variants: Any) -> dict[str, ModelOptConfig]:
+    """Return ``variants`` as configurations by name, without dense.
+
+    Raises:
+        TypeError: Neither a list of quant types nor a dict of configurations by name.
+        ValueError: A name twice, an unknown quant type.
+    """
     if isinstance(variants, str) or not isinstance(variants, (Mapping, Sequence)):
         raise TypeError(f"variants={variants!r} is neither a list of quant types nor a dict of configurations by name")
     items = variants.items() if isinstance(variants, Mapping) else [(str(v), v) for v in variants]
     configs: dict[str, ModelOptConfig] = {}
     for name, config in items:
         if name == DENSE and config == DENSE:
-            continue  # dense is always drawn
+            continue  # dense is always generated
         if name in configs or name == DENSE:
-            raise ValueError(f"variants names {name!r} twice; {DENSE!r} is always drawn first")
+            raise ValueError(f"variants contains {name!r} twice; {DENSE!r} is always generated first")
         configs[name] = make_config(config) if isinstance(config, str) else config
         if not hasattr(configs[name], "modelopt_config"):
             raise TypeError(f"variants[{name!r}]={config!r} is not a configuration. Build one with make_config('FP8')")

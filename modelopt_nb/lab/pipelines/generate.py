@@ -3,28 +3,126 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
+
 if TYPE_CHECKING:
-    import numpy as np
-    from diffusers import DiffusionPipeline
+    import pandas as pd
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+
+def generate(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str] | pd.DataFrame,
+    seeds: int | Sequence[int] | None = None,
+    *,
+    steps: int = 20,
+    batch_size: int = 4,
+    decode: bool = True,
+    **call: Any,
+) -> list[np.ndarray]:
+    """Generate one image per prompt, each from the noise of its own CPU generator; no progress bars.
+
+    Args:
+        pipeline: Any text-to-image or text-to-video pipeline.
+        prompts: One or more prompts in a list, or a frame with a column ``prompt`` (and ``seed``).
+        seeds: One per prompt, or the first of consecutive ones. None: the frame's own, or 0, 1, 2 and so on.
+        steps: Denoising steps.
+        batch_size: Images per call of the pipeline.
+        decode: False skips decoding if the pipeline can return latents, and returns an empty list.
+        call: Further arguments of the pipeline, such as ``guidance_scale`` or ``callback_on_step_end``. Without ``height``
+            and ``width``, images have the size that the model was trained for (:func:`native_size`).
+
+    Returns:
+        uint8 arrays (height, width, 3), for videos (frames, height, width, 3), in the order of the prompts.
+
+    Raises:
+        ValueError: No prompts, seeds that do not fit, more steps than the scheduler has, a batch size below 1.
+        FloatingPointError: An image holds NaN or infinity.
+    """
+    import torch
+
+    texts, numbers = prompts_and_seeds(prompts, seeds)
+    check_counts(pipeline, steps, batch_size)
+    pipe: Any = pipeline  # Diffusers' base class has no __call__
+    options: dict[str, Any] = {} if call.keys() & {"height", "width"} else {**native_size(pipe)}
+    if decode or "output_type" in inspect.signature(pipe.__call__).parameters:
+        options["output_type"] = "np" if decode else "latent"
+    images: list[np.ndarray] = []
+    with _without_progress_bars(pipeline):
+        for i in range(0, len(texts), batch_size):
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in numbers[i : i + batch_size]]
+            result = pipe(
+                prompt=texts[i : i + batch_size], generator=generators, num_inference_steps=steps, **options, **call
+            )
+            if decode:
+                images += _as_uint8(result, f"{type(pipeline).__name__} with steps={steps}, {call}")
+    return images
+
+
+def _as_uint8(result: Any, source: str) -> list[np.ndarray]:
+    """Convert a pipeline's output in 0..1 to uint8; ``source`` is named in the error."""
+    values = np.asarray(result.images if hasattr(result, "images") else result.frames)
+    if not np.isfinite(values).all():
+        raise FloatingPointError(f"{source} generated NaN: the model's outputs are not finite")
+    return list((values * 255).round().astype(np.uint8))
+
+
+def check_counts(pipeline: DiffusionPipeline, steps: int, batch_size: int = 1) -> None:
+    """Raise ValueError for a number of steps that the scheduler does not have, or a batch size below 1."""
+    longest = getattr(getattr(getattr(pipeline, "scheduler", None), "config", None), "num_train_timesteps", None)
+    if not isinstance(steps, int) or steps < 1 or (longest and steps > longest):
+        raise ValueError(f"steps={steps!r} is not allowed. Allowed: 1 to {longest or 'as many as the scheduler has'}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} is not allowed. Allowed: a whole number of 1 or more")
 
 
 @contextlib.contextmanager
-def cached_prompt_embeddings(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Keep what ``pipeline.encode_prompt`` returns, so that equal calls inside the block encode once."""
-    encode, kept = getattr(pipeline, "encode_prompt", None), {}
+def _without_progress_bars(pipeline: Any) -> Generator[None]:
+    """Disable the pipeline's progress bars; restore its own settings afterwards."""
+    before = getattr(pipeline, "_progress_bar_config", {})
+    pipeline.set_progress_bar_config(**before | {"disable": True})
+    try:
+        yield
+    finally:
+        pipeline._progress_bar_config = before
+
+
+def native_size(pipeline: Any) -> dict[str, int]:
+    """Return ``height`` and ``width`` in px that the transformer was trained for, if the pipeline defaults to other values.
+
+    ``SanaPipeline`` defaults to 1024 px for every transformer and enlarges the images of a smaller one. Empty for a pipeline
+    that takes the size from its model, and for a model that does not state its size.
+    """
+    height = inspect.signature(pipeline.__call__).parameters.get("height")
+    model = getattr(pipeline, "transformer", None)
+    cells = getattr(getattr(model, "config", None), "sample_size", None)
+    factor = getattr(pipeline, "vae_scale_factor", None)
+    if height is None or height.default is None or not isinstance(cells, int) or not isinstance(factor, int):
+        return {}
+    return {"height": cells * factor, "width": cells * factor}
+
+
+@contextlib.contextmanager
+def cached_prompt_embeddings(pipeline: Any) -> Generator[None]:
+    """Cache what ``pipeline.encode_prompt`` returns: equal calls inside the block encode once."""
+    encode, cache = getattr(pipeline, "encode_prompt", None), {}
     if encode is None:
         yield
         return
 
+    @functools.wraps(encode)
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
         key = repr((args, sorted(kwargs.items())))
-        if key not in kept:
-            kept[key] = encode(*args, **kwargs)
-        return kept[key]
+        if key not in cache:
+            cache[key] = encode(*args, **kwargs)
+        return cache[key]
 
     pipeline.encode_prompt = encode_prompt
     try:
@@ -33,63 +131,12 @@ def cached_prompt_embeddings(pipeline: DiffusionPipeline) -> Iterator[None]:
         del pipeline.encode_prompt
 
 
-def native_size(pipeline: DiffusionPipeline) -> dict[str, int]:
-    """``height`` and ``width`` in px that the transformer was trained for, where the pipeline asks for others by default.
-
-    ``SanaPipeline`` asks for 1024 px whatever its transformer, and enlarges what a smaller one drew. Empty for a pipeline
-    that takes the size from its model, and for one whose model does not say.
-    """
-    height = inspect.signature(pipeline.__call__).parameters.get("height")
-    model = getattr(pipeline, "transformer", None)
-    cells = getattr(getattr(model, "config", None), "sample_size", None)
-    if height is None or height.default is None or not isinstance(cells, int):
-        return {}
-    side = cells * pipeline.vae_scale_factor
-    return {"height": side, "width": side}
-
-
-def generate(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], **call: Any
-) -> list[np.ndarray]:
-    """Draw a picture for each prompt from its own seed: uint8 (height, width, 3), videos (frames, height, width, 3).
-
-    Without a size in ``call``, pictures have the size that the model was trained for (see :func:`native_size`).
-
-    Raises:
-        FloatingPointError: Where a picture holds NaN.
-    """
-    import numpy as np
-    import torch
-
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    size = {} if call.keys() & {"height", "width"} else native_size(pipeline)
-    result = pipeline(prompt=list(prompts), generator=generators, output_type="np", **size, **call)
-    pictures = result.images if hasattr(result, "images") else result.frames
-    pictures = np.asarray(pictures)
-    if not np.isfinite(pictures).all():
-        raise FloatingPointError(f"{type(pipeline).__name__} drew NaN with {call}: the model's outputs are not finite")
-    return list((pictures * 255).round().astype(np.uint8))
-
-
-def _draw_latents(
-    pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], steps: int, call: Mapping[str, Any]
-) -> None:
-    """Denoise without bars; nothing is decoded where the pipeline can leave it, unless ``call`` asks for an output."""
-    import torch
-
-    parameters = inspect.signature(pipeline.__call__).parameters
-    size = {} if call.keys() & {"height", "width"} else native_size(pipeline)
-    latent = {"output_type": "latent"} if "output_type" in parameters else {}
-    bars = dict(getattr(pipeline, "_progress_bar_config", {}))
-    pipeline.set_progress_bar_config(**bars | {"disable": True})
+@contextlib.contextmanager
+def uncached_prompt_embeddings(pipeline: Any) -> Generator[None]:
+    """Encode prompts as usual inside the block, within :func:`cached_prompt_embeddings` too."""
+    cached = vars(pipeline).pop("encode_prompt", None)
     try:
-        generator = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        pipeline(prompt=prompts, generator=generator, num_inference_steps=steps, **latent | size | dict(call))
+        yield
     finally:
-        pipeline._progress_bar_config = bars
-
-
-def _check_steps(pipeline: DiffusionPipeline, steps: int) -> None:
-    longest = getattr(getattr(pipeline.scheduler, "config", None), "num_train_timesteps", None)
-    if not isinstance(steps, int) or steps < 1 or (longest and steps > longest):
-        raise ValueError(f"steps={steps!r} is not allowed. Allowed: 1 to {longest or 'as many as the scheduler has'}")
+        if cached is not None:
+            pipeline.encode_prompt = cached

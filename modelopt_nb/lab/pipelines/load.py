@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelopt_nb.lab.pipelines.prompts import DATA
+
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
-EMBEDDED = Path(__file__).resolve().parents[3] / "data" / "emoji-sana"
+EMBEDDED = DATA / "emoji-sana"
 
-
+#: Quantized by default: the first of these that the pipeline has.
 COMPONENTS = ("transformer", "unet")
 
 
@@ -30,13 +31,13 @@ def load_pipeline(
 
     Args:
         name_or_path: A pipeline folder, or a hub id such as ``Efficient-Large-Model/Sana_600M_1024px_diffusers``.
-        dtype: Of the weights in memory; bfloat16 on CUDA and float32 elsewhere by default (many CPUs have no bfloat16
-            instructions, and are ten times slower for it).
-        device: CUDA by default where there is one.
+        dtype: Of the weights in memory. Default: bfloat16 on CUDA, float32 elsewhere (CPUs without bfloat16 instructions
+            take ten times longer in it).
+        device: Default: CUDA if available, else the CPU.
         options: Passed to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
-        FileNotFoundError: For a path that is no pipeline folder.
+        FileNotFoundError: A path that is not a pipeline folder.
     """
     path = Path(EMBEDDED if name_or_path is None else name_or_path)
     hub_id = len(path.parts) == 2 and not path.is_absolute() and not str(name_or_path).startswith(".")
@@ -45,47 +46,30 @@ def load_pipeline(
             f"name_or_path={str(path)!r} is not a pipeline folder: it has no model_index.json. Allowed: a folder saved by "
             "save_pretrained, a hub id 'owner/name', or nothing for the embedded pipeline (in the repository's data/)"
         )
-    with garbage_kept():
-        import torch
-        from diffusers import DiffusionPipeline
+    import torch
+    from diffusers import DiffusionPipeline
 
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        if not path.exists():
-            return DiffusionPipeline.from_pretrained(str(name_or_path), dtype=dtype, **options).to(device)
-        with no_loading_bars():
-            return DiffusionPipeline.from_pretrained(path, dtype=dtype, **options).to(device)
-
-
-@contextlib.contextmanager
-def garbage_kept() -> Iterator[None]:
-    """Leave garbage where it is while a block of code runs.
-
-    The first use of Diffusers imports thousands of modules, which are all there to stay; looking through them again and
-    again for garbage is a sixth of that time.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    with no_loading_bars() if path.exists() else contextlib.nullcontext():
+        source = path if path.exists() else str(name_or_path)
+        return DiffusionPipeline.from_pretrained(source, dtype=dtype, **options).to(device)
 
 
 def is_embedded(pipeline: DiffusionPipeline) -> bool:
-    """Whether ``pipeline`` is the embedded one."""
+    """Return whether ``pipeline`` is the embedded one."""
     path = getattr(pipeline, "name_or_path", None)
     return path is not None and Path(path).resolve() == EMBEDDED
 
 
 @contextlib.contextmanager
-def no_loading_bars() -> Iterator[None]:
-    """A folder on disk loads in seconds, and its bars would differ at every run of a notebook."""
+def no_loading_bars() -> Generator[None]:
+    """Hide the loading bars of Diffusers and Transformers: they differ between runs of a notebook."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    libraries = [m for m in (diffusers_logging, transformers_logging) if m.is_progress_bar_enabled()]
+    libraries: list[Any] = [diffusers_logging, transformers_logging]
+    libraries = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in libraries:
         library.disable_progress_bar()
     try:
@@ -96,22 +80,30 @@ def no_loading_bars() -> Iterator[None]:
 
 
 def component_name(pipeline: DiffusionPipeline, component: str | None = None) -> str:
-    """The name of the part that is quantized: the transformer or the UNet unless ``component`` says otherwise."""
+    """Return the name of the component to quantize: ``component``, or by default the transformer or the UNet.
+
+    Raises:
+        ValueError: ``component`` is not a model of the pipeline.
+    """
     from torch import nn
 
-    parts = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module)]
-    if component is None:
-        component = next((name for name in COMPONENTS if name in parts), None)
-    if component not in parts:
+    models = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module)]
+    name = component or next((name for name in COMPONENTS if name in models), None)
+    if name not in models:
         raise ValueError(
-            f"component={component!r} is not a model of {type(pipeline).__name__}. Allowed: {', '.join(parts)}"
+            f"component={name!r} is not a model of {type(pipeline).__name__}. Allowed: {', '.join(models)}"
         )
-    return component
+    return name
+
+
+def is_codec(pipeline: DiffusionPipeline, component: str) -> bool:
+    """Return whether a component decodes latents, as an autoencoder does: it is only called while images are decoded."""
+    return hasattr(getattr(pipeline, component), "decode")
 
 
 @contextlib.contextmanager
-def with_component(pipeline: DiffusionPipeline, component: str, model: nn.Module) -> Iterator[None]:
-    """Let ``pipeline`` draw with ``model`` as its ``component`` while a block of code runs."""
+def with_component(pipeline: DiffusionPipeline, component: str, model: nn.Module) -> Generator[None]:
+    """Use ``model`` as the pipeline's ``component`` inside the block."""
     original = getattr(pipeline, component)
     setattr(pipeline, component, model)
     try:

@@ -4,52 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: The repository's folder of prompts, emoji and embedded models.
+DATA = Path(__file__).resolve().parents[3] / "data"
 
 
 def prompts_and_seeds(
     prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None
 ) -> tuple[list[str], list[int]]:
-    """Prompts as a list, from a frame's column ``prompt`` too, and a seed for each.
+    """Return the prompts as a list, from a frame's column ``prompt`` too, and one seed per prompt.
 
-    ``seeds`` is one a prompt, or the first of consecutive ones; where it is None the frame's own, or 0 and on.
+    ``seeds`` has one per prompt, or is the first of consecutive ones. None: the frame's column ``seed``, or 0, 1, 2 and so on.
 
     Raises:
         ValueError: No prompts, or seeds that do not fit.
     """
+    texts: Any = prompts
     if hasattr(prompts, "columns"):
-        if seeds is None and "seed" in prompts.columns:
-            seeds = prompts["seed"].tolist()
-        prompts = prompts["prompt"].tolist()
-    if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
+        frame: Any = prompts
+        texts = frame["prompt"].tolist()
+        if seeds is None and "seed" in frame.columns:
+            seeds = frame["seed"].tolist()
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings in a list")
-    if seeds is None or isinstance(seeds, int):
-        seeds = range(seeds or 0, (seeds or 0) + len(prompts))
-    if len(seeds) != len(prompts):
+    first = seeds or 0
+    numbers = list(range(first, first + len(texts))) if isinstance(first, int) else list(first)
+    if len(numbers) != len(texts):
         raise ValueError(
-            f"seeds has {len(seeds)} entries for {len(prompts)} prompts. Allowed: one number, or one a prompt"
+            f"seeds has {len(numbers)} entries for {len(texts)} prompts. Allowed: one number, or one per prompt"
         )
-    return list(prompts), list(seeds)
-
-
-DATA = Path(__file__).resolve().parents[3] / "data"
+    return list(texts), numbers
 
 
 def load_prompts(split: str, n: int | None = None) -> pd.DataFrame:
-    """The prompts of a split of ``data/prompts.csv``: columns prompt, seed, subject, background, split.
+    """Load a split of ``data/prompts.csv``: columns prompt, seed, subject, background, split.
 
-    ``split`` is ``show`` (12, for grids), ``measure`` (256, for tables) or ``calibrate`` (128, for forward loops); ``n``
-    takes the first ones. No subject and background stand together in two splits.
+    ``split`` is ``show`` (12 rows, for grids), ``measure`` (256, for tables) or ``calibrate`` (128, for forward loops); ``n``
+    keeps the first rows. No pair of subject and background is in two splits.
+
+    Raises:
+        ValueError: An unknown split, or ``n`` below 1 or above its rows.
     """
     import pandas as pd
 
     table = pd.read_csv(DATA / "prompts.csv")
-    chosen = table[table["split"] == split].reset_index(drop=True)
-    if chosen.empty:
+    rows = table[table["split"] == split].reset_index(drop=True)
+    if rows.empty:
         raise ValueError(f"split={split!r} is not known. Allowed: {', '.join(table['split'].unique())}")
-    if n is not None and not 1 <= n <= len(chosen):
-        raise ValueError(f"n={n} is not allowed for split={split!r}. Allowed: 1 to {len(chosen)}")
-    return chosen.head(n) if n else chosen
+    if n is not None and not 1 <= n <= len(rows):
+        raise ValueError(f"n={n} is not allowed for split={split!r}. Allowed: 1 to {len(rows)}")
+    return rows.head(n) if n else rows

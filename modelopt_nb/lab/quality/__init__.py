@@ -1,0 +1,1 @@
+"""Measure images (`metrics`, `classifier`) and weights (`weights`); confidence intervals and tests (`statistics`)."""

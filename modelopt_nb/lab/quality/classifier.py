@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelopt_nb.lab.pipelines.load import no_loading_bars
 from modelopt_nb.lab.pipelines.prompts import DATA
@@ -13,53 +13,53 @@ from modelopt_nb.lab.pipelines.prompts import DATA
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import torch
+    from transformers import ResNetForImageClassification
 
 CLASSIFIER = DATA / "emoji-classifier"
-
-
-SIDE = 96  # px, what the reader sees
-
-
-BACKGROUNDS = 8  # the last labels name backgrounds, the others subjects
+SIDE = 96  # px, the classifier's input
+BACKGROUNDS = 8  # the last labels are backgrounds, the others subjects
 
 
 @cache
-def load_classifier(path: Path = CLASSIFIER) -> Any:
-    """The reader: a ``transformers.ResNetForImageClassification`` whose labels are subjects, then backgrounds."""
+def load_classifier(path: Path = CLASSIFIER) -> ResNetForImageClassification:
+    """Load the classifier in float32; its labels are subjects, then backgrounds.
+
+    Raises:
+        FileNotFoundError: ``path`` is not a classifier's folder.
+    """
     import torch
     from transformers import ResNetForImageClassification
 
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
-            f"path={str(path)!r} is not a reader's folder. The repository has one in data/emoji-classifier"
+            f"path={str(path)!r} is not a classifier's folder. Allowed: a folder like the repository's data/emoji-classifier"
         )
     with no_loading_bars():
         return ResNetForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def _seen(pictures: Sequence[np.ndarray]) -> Any:
-    """Pictures as the reader takes them: float32 (n, 3, SIDE, SIDE) in -1..1, each made smaller by averaging."""
+def _as_input(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """Convert images to the classifier's input: float32 (n, 3, SIDE, SIDE) in -1..1, downscaled by averaging."""
     import numpy as np
     import torch
     import torch.nn.functional as F
 
-    frames = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
+    frames = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return F.interpolate(frames, (SIDE, SIDE), mode="area") / 127.5 - 1
 
 
-def classify(pictures: Sequence[np.ndarray], path: Path = CLASSIFIER) -> pd.DataFrame:
-    """Name what is on each picture, uint8 (height, width, 3): columns ``subject`` and ``background``."""
+def classify(images: Sequence[np.ndarray], path: Path = CLASSIFIER) -> pd.DataFrame:
+    """Classify images, uint8 (height, width, 3): columns ``subject`` and ``background``, one row per image."""
     import pandas as pd
     import torch
 
-    reader = load_classifier(path)
+    classifier = load_classifier(path)
     with torch.inference_mode():
-        logits = reader(_seen(pictures)).logits
-    subjects, backgrounds = logits[:, :-BACKGROUNDS], logits[:, -BACKGROUNDS:]
-    first, names = subjects.shape[1], reader.config.id2label
-    return pd.DataFrame(
-        {
-            "subject": [names[i] for i in subjects.argmax(1).tolist()],
-            "background": [names[first + i] for i in backgrounds.argmax(1).tolist()],
-        }
-    )
+        logits = classifier(_as_input(images)).logits
+    names = list((classifier.config.id2label or {}).values())
+    best = {
+        "subject": logits[:, :-BACKGROUNDS].argmax(1),
+        "background": logits[:, -BACKGROUNDS:].argmax(1) - BACKGROUNDS,
+    }
+    return pd.DataFrame({column: [names[i] for i in index.tolist()] for column, index in best.items()})

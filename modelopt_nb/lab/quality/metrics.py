@@ -1,4 +1,4 @@
-"""Distances between an image and its dense twin."""
+"""Distances between an image and the dense model's image of the same prompt and seed."""
 
 from __future__ import annotations
 
@@ -9,58 +9,67 @@ from pathlib import Path
 
 import numpy as np
 
-#: What :func:`modelopt_nb.compare` takes as ``extra``: picture, its dense twin (None for dense itself), prompt -> a number.
+#: An entry of ``measures`` of :func:`modelopt_nb.compare`: image, dense image (None for dense itself), prompt -> a number.
 Measure = Callable[[np.ndarray, "np.ndarray | None", str], float]
 
 
-def _same_shape(picture: np.ndarray, reference: np.ndarray) -> None:
-    for name, array in (("picture", picture), ("reference", reference)):
+def _check_pair(image: np.ndarray, reference: np.ndarray) -> None:
+    for name, array in (("image", image), ("reference", reference)):
         if array.dtype != np.uint8 or array.ndim not in (3, 4):
             raise ValueError(
                 f"{name} is {array.dtype} of shape {array.shape}. Allowed: uint8 (height, width, 3), or frames of it"
             )
-    if picture.shape != reference.shape:
-        raise ValueError(f"picture has shape {picture.shape} and reference {reference.shape}. Allowed: equal shapes")
+    if image.shape != reference.shape:
+        raise ValueError(f"image has shape {image.shape} and reference {reference.shape}. Allowed: equal shapes")
 
 
-def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, ``inf`` for equal pictures; uint8 (height, width, 3) or frames of it.
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Compute the peak signal-to-noise ratio in dB, ``inf`` for equal images.
+
+    Both are uint8 (height, width, 3), or (frames, height, width, 3).
+
+    Raises:
+        ValueError: Another dtype, or shapes that differ.
 
     Source: ``skimage.metrics.peak_signal_noise_ratio``.
     """
     from skimage.metrics import peak_signal_noise_ratio
 
-    _same_shape(picture, reference)
-    if np.array_equal(picture, reference):
+    _check_pair(image, reference)
+    if np.array_equal(image, reference):
         return float("inf")
-    return float(peak_signal_noise_ratio(reference, picture, data_range=255))
+    return float(peak_signal_noise_ratio(reference, image, data_range=255))
 
 
-def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
-    """Structural similarity, 1 for equal pictures; uint8 (height, width, 3), or the mean over frames of it.
+def ssim(image: np.ndarray, reference: np.ndarray) -> float:
+    """Compute the structural similarity, 1 for equal images; for videos the mean over the frames.
+
+    Both are uint8 (height, width, 3), or (frames, height, width, 3).
+
+    Raises:
+        ValueError: Another dtype, or shapes that differ.
 
     Source: Wang et al. 2004, ``skimage.metrics.structural_similarity``.
     """
     from skimage.metrics import structural_similarity
 
-    _same_shape(picture, reference)
-    if picture.ndim == 4:
-        return float(np.mean([ssim(p, r) for p, r in zip(picture, reference, strict=True)]))
-    # float32 halves the time of the float64 that uint8 would become, and agrees to seven digits
-    return float(
-        structural_similarity(*(x.astype(np.float32) for x in (reference, picture)), channel_axis=-1, data_range=255)
-    )
+    _check_pair(image, reference)
+    if image.ndim == 4:
+        return float(np.mean([ssim(a, b) for a, b in zip(image, reference, strict=True)]))
+    # scikit-image would convert uint8 to float64; float32 takes half the time and agrees to seven digits
+    pair = reference.astype(np.float32), image.astype(np.float32)
+    return float(structural_similarity(*pair, channel_axis=-1, data_range=255))
 
 
 @functools.cache
 def _import_all() -> None:
-    """Use every measure once: scikit-image imports lazily, which can deadlock in threads."""
+    """Run both metrics once: scikit-image imports lazily, which can deadlock in threads."""
     black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
     psnr(black, white), ssim(black, white)
 
 
 def psnr_and_ssim(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[list[float], list[float]]:
-    """:func:`psnr` and :func:`ssim` of every pair, several at a time."""
+    """Compute :func:`psnr` and :func:`ssim` of each pair, in threads."""
     _import_all()
     with ThreadPoolExecutor() as threads:
         both = list(threads.map(lambda pair: (psnr(*pair), ssim(*pair)), pairs))
@@ -68,12 +77,13 @@ def psnr_and_ssim(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[list[
 
 
 def lpips(net: str = "alex") -> Measure:
-    """Learned perceptual distance of a picture to its dense twin, 0 for equal pictures, as a measure for ``compare``.
+    """Return the learned perceptual distance to the dense image, 0 for equal images, for ``compare(measures=)``.
 
-    Needs the package ``lpips`` and the weights of ``net`` in torch's hub folder; nothing is ever downloaded.
+    Needs the package ``lpips`` and the weights of ``net`` in torch's hub folder; downloads nothing.
 
     Raises:
-        ModuleNotFoundError, FileNotFoundError: Where they are not there, with where to get them.
+        ModuleNotFoundError, FileNotFoundError: One of them is missing; the message says where to get it.
+        ValueError: An unknown ``net``.
 
     Source: Zhang et al. 2018 (arXiv 1801.03924), package ``lpips``.
     """
@@ -83,7 +93,7 @@ def lpips(net: str = "alex") -> Measure:
     if net not in files:
         raise ValueError(f"net={net!r} is not known. Allowed: {', '.join(files)}")
     try:
-        import lpips as package
+        import lpips as package  # ty: ignore[import-not-found]  # optional
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("LPIPS needs the package lpips: pip install lpips") from error
     weights = Path(torch.hub.get_dir()) / "checkpoints" / files[net]
@@ -93,25 +103,27 @@ def lpips(net: str = "alex") -> Measure:
         )
     model = package.LPIPS(net=net, verbose=False).eval()
 
-    def measure(picture: np.ndarray, reference: np.ndarray | None, prompt: str) -> float:
+    def as_input(image: np.ndarray) -> torch.Tensor:
+        frames = torch.from_numpy(image).movedim(-1, -3).float() / 127.5 - 1
+        return frames.reshape(-1, *frames.shape[-3:])
+
+    def measure(image: np.ndarray, reference: np.ndarray | None, prompt: str) -> float:
         if reference is None:
             return float("nan")
-        _same_shape(picture, reference)
-        pair = [torch.from_numpy(x).movedim(-1, -3).float().div(127.5).sub(1).reshape(-1, 3, *x.shape[-3:-1]) for x in (picture, reference)]  # fmt: skip
+        _check_pair(image, reference)
         with torch.inference_mode():
-            return model(*pair).mean().item()
+            return model(as_input(image), as_input(reference)).mean().item()
 
     return measure
 
 
 def clip_score(name_or_path: str | Path = "openai/clip-vit-base-patch32") -> Measure:
-    """How well a picture fits its prompt: 100 times the cosine of CLIP's embeddings, as a measure for ``compare``.
+    """Return how well an image fits its prompt, 100 times the cosine of CLIP's embeddings, for ``compare(measures=)``.
 
-    Made for real models; CLIP is too coarse for the embedded pipeline's pictures. Takes a model that is on this machine;
-    nothing is ever downloaded.
+    For real models; CLIP is too coarse for the embedded pipeline's images. Uses a model in the local cache; downloads nothing.
 
     Raises:
-        FileNotFoundError: Where it is not, with where to get it.
+        FileNotFoundError: The model is not on this machine; the message says how to get it.
 
     Source: Hessel et al. 2021 (arXiv 2104.08718), ``transformers.CLIPModel``.
     """
@@ -126,8 +138,8 @@ def clip_score(name_or_path: str | Path = "openai/clip-vit-base-patch32") -> Mea
             f"name_or_path={str(name_or_path)!r} is not on this machine; get it with: hf download {name_or_path}"
         ) from error
 
-    def measure(picture: np.ndarray, reference: np.ndarray | None, prompt: str) -> float:
-        frames = [picture] if picture.ndim == 3 else list(picture)
+    def measure(image: np.ndarray, reference: np.ndarray | None, prompt: str) -> float:
+        frames = [image] if image.ndim == 3 else list(image)
         inputs = processor(text=[prompt], images=frames, return_tensors="pt", truncation=True)
         with torch.inference_mode():
             output = model(**inputs)

@@ -1,35 +1,30 @@
-"""Intervals and tests."""
+"""Confidence intervals and significance tests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+FEWEST = 8  # answers that a verdict needs
 
 
-def percent(right: Sequence[bool]) -> tuple[float, float, float]:
-    """How many are right, in percent, with the ends of its 95 % interval (Wilson, ``scipy.stats.binomtest``)."""
+def percent(correct: Sequence[bool]) -> tuple[float, float, float]:
+    """Return the percentage of True and the bounds of its 95 % interval (Wilson, ``scipy.stats.binomtest``)."""
     from scipy.stats import binomtest
 
-    k, n = int(sum(right)), len(right)
+    k, n = int(sum(correct)), len(correct)
     interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
     return 100 * k / n, 100 * interval.low, 100 * interval.high
 
 
-FEWEST = 8  # answers before anything is concluded
+def verdict(right: int, answers: int, images: int, variants: int = 1) -> str:
+    """Say whether ``right`` of ``answers`` correct picks, each out of ``images``, differ from guessing.
 
-
-def verdict(right: int, answers: int, pictures: int, variants: int = 1) -> str:
-    """What so many right answers say: whether the difference can be told from guessing.
-
-    Told: guessing would be right so often less than once in ``20 * variants`` times (exact binomial test, with Bonferroni's
-    correction for so many verdicts at once). Not told: it would, after :data:`FEWEST` answers or more.
+    They differ if guessing is right that often with probability below ``0.05 / variants`` (exact binomial test; Bonferroni's
+    correction for one verdict per variant). Needs :data:`FEWEST` answers.
     """
     from scipy.stats import binomtest
 
     if answers < FEWEST:
         return f"too few answers: {answers} of {FEWEST}"
-    chance = binomtest(right, answers, 1 / pictures, alternative="greater").pvalue
-    return "you can tell it" if chance < 0.05 / variants else "cannot be told from guessing"
+    p = binomtest(right, answers, 1 / images, alternative="greater").pvalue
+    return "you can tell it" if p < 0.05 / variants else "cannot be told from guessing"

@@ -6,37 +6,37 @@ import torch
 
 from modelopt_nb import clip_score, lpips, psnr, ssim
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
 
 
-def test_equal_pictures():
-    assert psnr(PICTURE, PICTURE) == float("inf")
-    assert ssim(PICTURE, PICTURE) == pytest.approx(1)
+def test_equal_images():
+    assert psnr(IMAGE, IMAGE) == float("inf")
+    assert ssim(IMAGE, IMAGE) == pytest.approx(1)
 
 
 def test_known_distance():
-    darker = np.where(PICTURE > 127, PICTURE - 10, PICTURE + 10).astype(np.uint8)
-    assert psnr(darker, PICTURE) == pytest.approx(20 * np.log10(255 / 10), abs=1e-6)
-    assert 0 < ssim(darker, PICTURE) < 1
+    darker = np.where(IMAGE > 127, IMAGE - 10, IMAGE + 10).astype(np.uint8)
+    assert psnr(darker, IMAGE) == pytest.approx(20 * np.log10(255 / 10), abs=1e-6)
+    assert 0 < ssim(darker, IMAGE) < 1
 
 
 def test_videos_are_means_over_frames():
-    video = np.stack([PICTURE, PICTURE])
-    other = np.stack([PICTURE, 255 - PICTURE])
-    assert ssim(other, video) == pytest.approx((1 + ssim(255 - PICTURE, PICTURE)) / 2)
+    video = np.stack([IMAGE, IMAGE])
+    other = np.stack([IMAGE, 255 - IMAGE])
+    assert ssim(other, video) == pytest.approx((1 + ssim(255 - IMAGE, IMAGE)) / 2)
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim])
-def test_wrong_pictures(measure):
-    with pytest.raises(ValueError, match="picture is float64"):
-        measure(PICTURE / 255, PICTURE)
+def test_wrong_images(measure):
+    with pytest.raises(ValueError, match="image is float64"):
+        measure(IMAGE / 255, IMAGE)
     with pytest.raises(ValueError, match="equal shapes"):
-        measure(PICTURE[1:], PICTURE)
+        measure(IMAGE[1:], IMAGE)
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A small CLIP with random weights, as ``hf download`` would leave a real one."""
+    """A small CLIP with random weights, like one from ``hf download``."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("clip")
@@ -61,15 +61,15 @@ def test_clip_score_is_the_cosine_of_the_embeddings(clip):
     from transformers import CLIPModel, CLIPProcessor
 
     model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip)
-    inputs = processor(text=["a fox"], images=[Image.fromarray(PICTURE)], return_tensors="pt")
+    inputs = processor(text=["a fox"], images=[Image.fromarray(IMAGE)], return_tensors="pt")
     with torch.no_grad():
         image = model.get_image_features(pixel_values=inputs["pixel_values"])
         text = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     image, text = (getattr(x, "pooler_output", x)[0] for x in (image, text))
     expected = 100 * (image @ text / image.norm() / text.norm()).item()
     measure = clip_score(clip)
-    assert measure(PICTURE, None, "a fox") == pytest.approx(expected, abs=1e-3)
-    video = np.stack([PICTURE, 255 - PICTURE])
+    assert measure(IMAGE, None, "a fox") == pytest.approx(expected, abs=1e-3)
+    video = np.stack([IMAGE, 255 - IMAGE])
     mean = (measure(video[0], None, "a fox") + measure(video[1], None, "a fox")) / 2
     assert measure(video, None, "a fox") == pytest.approx(mean, abs=1e-3)
 

@@ -1,0 +1,250 @@
+import contextlib
+import copy
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from modelopt_nb import (
+    Comparison,
+    classify,
+    compare,
+    denoising_loop,
+    generate,
+    load_prompts,
+    make_config,
+    peak_memory,
+    quantize,
+    record_calls,
+    replay_loop,
+    weight_bytes,
+)
+from modelopt_nb.lab.compare import runner
+from modelopt_nb.lab.compare.columns import COLUMNS
+from modelopt_nb.lab.pipelines.load import with_component
+from tests.conftest import ALL_TYPES
+
+PROMPTS = ["a lemon on a blue background", "an owl on a red background"]
+
+
+@pytest.fixture(scope="module")
+def comparison(pipeline) -> Comparison:
+    return compare(pipeline, ALL_TYPES, PROMPTS, seeds=5, steps=2, progress=False)
+
+
+def test_a_row_a_variant_dense_first(comparison):
+    frame = comparison.frame
+    assert list(frame.index) == ["dense", *ALL_TYPES]
+    assert list(frame.columns) == [
+        "precision", "weights MiB", "bits per weight", "of bf16", "peak MiB", "s per step", "PSNR dB", "SSIM",
+    ]  # fmt: skip
+    assert frame.loc["dense", ["PSNR dB", "SSIM"]].isna().all()
+    rest = frame.drop(index="dense")
+    assert (rest["weights MiB"] < frame["weights MiB"]["dense"]).all()
+    assert (rest["peak MiB"] < frame["peak MiB"]["dense"]).all()
+    assert rest["PSNR dB"].between(5, 80).all()
+    assert rest["SSIM"].between(0, 1).all()
+    assert (frame["s per step"] > 0).all()
+
+
+def test_the_table_names_the_machine(comparison):
+    assert repr(comparison) == repr(comparison.table())
+    for text in (repr(comparison), comparison._repr_html_()):
+        for word in ("CPU", "float32", f"torch {torch.__version__}", "nvidia-modelopt", "diffusers", "2 steps"):
+            assert word in text
+    assert list(comparison.table("SSIM").frame.columns) == ["SSIM"]
+
+
+def test_a_table_has_the_digits_of_its_columns(comparison):
+    lines = repr(comparison.table("precision", "bits per weight", "s per step", "PSNR dB")).splitlines()
+    dense, fp8, frame = lines[2].split(), lines[3].split(), comparison.frame
+    assert dense == [
+        "dense",
+        "dense",
+        f"{frame['bits per weight']['dense']:.2f}",
+        f"{frame['s per step']['dense']:.4f}",
+    ]
+    assert fp8[1:3] == ["W8", f"{frame['bits per weight']['FP8']:.2f}"]
+    assert fp8[4] == f"{frame['PSNR dB']['FP8']:.1f}"
+    names = [column.name for column in COLUMNS]
+    assert len(set(names)) == len(names) and set(frame.columns) <= set(names)
+
+
+def test_images_are_those_of_the_pipeline_alone(comparison, pipeline):
+    generators = [torch.Generator().manual_seed(5), torch.Generator().manual_seed(6)]
+    alone = pipeline(PROMPTS, generator=generators, num_inference_steps=2, height=512, width=512).images
+    for image, other in zip(comparison.images["dense"], alone, strict=True):
+        assert np.array_equal(image, np.asarray(other))
+
+
+def test_peak_is_that_of_generating_one_image(comparison, pipeline):
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    weights = sum(weight_bytes(part).total for part in parts if part is not pipeline.transformer)
+    for name in ("dense", "NVFP4"):
+        model = copy.deepcopy(pipeline.transformer)
+        if name != "dense":
+            quantize(model, make_config(name))
+        with with_component(pipeline, "transformer", model), peak_memory() as peak:
+            generate(pipeline, PROMPTS[:1], 5, steps=1)
+        whole = (weights + weight_bytes(model).total + peak.tensors) / 2**20
+        assert comparison.frame["peak MiB"][name] == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "vae"])
+def test_other_parts_of_a_pipeline(pipeline, component):
+    frame = compare(pipeline, ["FP8"], PROMPTS[:1], steps=1, component=component, progress=False).frame
+    part = getattr(pipeline, component)
+    assert frame["weights MiB"]["dense"] == weight_bytes(part).mib > frame["weights MiB"]["FP8"]
+    assert frame["peak MiB"]["dense"] > frame["peak MiB"]["FP8"]
+    assert 20 < frame["PSNR dB"]["FP8"] < 80  # each variant uses its own component
+    assert not {"encode_prompt", "decode"} & {*vars(pipeline), *vars(part)}
+
+
+def test_images_are_those_of_the_packed_model(comparison, pipeline):
+    model = copy.deepcopy(pipeline.transformer)
+    quantize(model, make_config("NF4"))
+    with with_component(pipeline, "transformer", model):
+        packed = generate(pipeline, PROMPTS, 5, steps=2)
+    for image, other in zip(comparison.images["NF4"], packed, strict=True):
+        assert np.array_equal(image, other)
+
+
+def test_the_pipeline_is_unchanged(comparison, pipeline):
+    assert {p.dtype for p in pipeline.transformer.parameters()} == {torch.float32}
+    assert weight_bytes(pipeline.transformer) == comparison.variants[0].weights
+    assert "encode_prompt" not in vars(pipeline)
+    assert getattr(pipeline, "_progress_bar_config", {}).get("disable") is not True
+
+
+def test_measures_are_columns(pipeline):
+    def mean_error(image, reference, prompt):
+        return float("nan") if reference is None else np.abs(image.astype(int) - reference).mean() + len(prompt)
+
+    compared = compare(pipeline, ["FP8"], PROMPTS, steps=1, progress=False, measures={"mean error": mean_error})
+    dense, packed = compared.images["dense"], compared.images["FP8"]
+    errors = [np.abs(a.astype(int) - b).mean() + len(p) for a, b, p in zip(packed, dense, PROMPTS, strict=True)]
+    assert compared.frame["mean error"]["FP8"] == pytest.approx(np.mean(errors))
+    assert np.isnan(compared.frame["mean error"]["dense"])
+
+
+def test_an_interrupted_run_keeps_what_it_finished(pipeline, monkeypatch):
+    started = []
+
+    def interrupted(model, config):
+        started.append(config.quant_type)
+        if config.quant_type == "INT8":
+            raise KeyboardInterrupt
+        return quantize(model, config)
+
+    monkeypatch.setattr(runner, "quantize", interrupted)
+    with pytest.warns(UserWarning, match="2 of 4 variants are finished"):
+        kept = compare(pipeline, ["FP8", "INT8", "INT4"], PROMPTS[:1], steps=1, progress=False)
+    assert started == ["FP8", "INT8"]
+    assert list(kept.frame.index) == ["dense", "FP8"]
+    assert {p.dtype for p in pipeline.transformer.parameters()} == {torch.float32}
+
+
+def test_what_does_not_agree_bit_for_bit_is_generated_packed(comparison, pipeline, monkeypatch):
+    @contextlib.contextmanager
+    def one_weight_off(model):
+        with dequantized(model):
+            if model is not pipeline.transformer:
+                layer = model.get_submodule("transformer_blocks.0.attn1.to_v")
+                layer.weight[0, 0] += 1
+            yield model
+
+    dequantized = runner.dequantized
+    monkeypatch.setattr(runner, "dequantized", one_weight_off)
+    again = compare(pipeline, ["FP8"], PROMPTS, seeds=5, steps=2, progress=False)
+    for name in ("dense", "FP8"):
+        assert all(np.array_equal(a, b) for a, b in zip(comparison.images[name], again.images[name], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"prompts": []}, ValueError, r"prompts=\[\]"),
+        ({"prompts": "a fox"}, ValueError, "prompts='a fox'"),
+        ({"prompts": [3]}, ValueError, r"prompts=\[3\]"),
+        ({"seeds": [1]}, ValueError, "seeds has 1 entries for 2 prompts"),
+        ({"variants": ["FP4"]}, ValueError, "quant_type='FP4'"),
+        ({"variants": ["FP8_NVFP4"]}, ValueError, "quant_type='FP8_NVFP4' has activations .* on cpu: .*CUDA"),
+        ({"variants": {"x": make_config("FP8", algorithm="awq_lite")}}, ValueError, "algorithm='awq_lite' needs"),
+        ({"variants": "FP8"}, TypeError, "variants='FP8'"),
+        ({"variants": {"mine": 3}}, TypeError, r"variants\['mine'\]=3"),
+        ({"variants": ["FP8", "FP8"]}, ValueError, "'FP8' twice"),
+        ({"variants": {"dense": "FP8"}}, ValueError, "'dense'"),
+        ({"steps": 0}, ValueError, "steps=0"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"measures": {"SSIM": len}}, ValueError, "measures contains SSIM"),
+        ({"component": "unet"}, ValueError, "component='unet'"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_generated(pipeline, monkeypatch, arguments, error, message):
+    monkeypatch.setattr(pipeline.transformer, "forward", lambda *a, **k: pytest.fail("it was generated"))
+    with pytest.raises(error, match=message):
+        compare(**{"pipeline": pipeline, "variants": ["FP8"], "prompts": PROMPTS} | arguments)
+
+
+def test_a_config_that_fits_no_layer_is_refused_before_anything_is_generated(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.transformer, "forward", lambda *a, **k: pytest.fail("it was generated"))
+    with pytest.raises(ValueError, match="'no_such_layer'"):
+        compare(pipeline, {"x": make_config("FP8", modules_to_not_convert="no_such_layer")}, PROMPTS)
+
+
+def test_a_variant_is_free_before_the_next_one_is_made(pipeline, monkeypatch):
+    alive = []
+
+    def tracked(model, config):
+        assert not any(tensor() is not None for tensor in alive)
+        report = quantize(model, config)
+        alive.extend(weakref.ref(tensor) for tensor in [*model.parameters(), *model.buffers()])
+        return report
+
+    monkeypatch.setattr(runner, "quantize", tracked)
+    gc.disable()
+    try:
+        compare(pipeline, ["INT8", "NF4"], PROMPTS[:1], steps=1, progress=False)
+        assert len(alive) > 200
+        assert not any(tensor() is not None for tensor in alive)
+    finally:
+        gc.enable()
+
+
+def test_images_are_classified_if_it_is_known_what_they_show(pipeline):
+    prompts = load_prompts("show", 2)
+    comparison = compare(pipeline, ["FP8"], prompts, steps=2, progress=False)
+    for name, images in comparison.images.items():
+        correct = (classify(images)["subject"].array == prompts["subject"].array).mean()
+        assert comparison.frame["subject_ok"][name] == pytest.approx(100 * correct)
+    assert comparison.seeds == [0, 1]
+    assert {"subject_ok low", "background_ok high"} <= set(comparison.frame.columns)
+    assert not {"subject_ok low", "s per step"} & set(comparison.table().frame.columns)
+
+
+def test_images_are_not_classified_otherwise(comparison, pipeline):
+    assert "subject_ok" not in comparison.frame.columns
+    other = type(pipeline)(**pipeline.components)  # the classifier knows nothing of other pipelines
+    frame = compare(other, [], load_prompts("show", 1), steps=1, progress=False).frame
+    assert "subject_ok" not in frame.columns
+
+
+def test_a_callback_of_the_callers_runs_at_each_step(pipeline):
+    steps = []
+    compare(
+        pipeline, [], PROMPTS[:1], steps=2, progress=False,
+        callback_on_step_end=lambda pipe, step, time, tensors: (steps.append(step), tensors)[1],
+    )  # fmt: skip
+    assert steps[-3:] == [0, 1, 0]  # two of the image, one of the peak
+
+
+def test_configs_by_name_calibrated_or_not(pipeline):
+    with record_calls(pipeline, at=(0, 1)) as calls:
+        denoising_loop(pipeline, PROMPTS[:1], steps=4)(pipeline.transformer)
+    loop = replay_loop(calls)
+    smooth = make_config("INT8", weight_only=False, algorithm="smoothquant", forward_loop=loop)
+    frame = compare(pipeline, {"smooth": smooth, "FP8": "FP8"}, PROMPTS[:1], steps=2, progress=False).frame
+    assert list(frame.index) == ["dense", "smooth", "FP8"]
+    assert (frame["PSNR dB"].drop("dense") > 15).all()
