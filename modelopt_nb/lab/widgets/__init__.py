@@ -1,0 +1,1 @@
+"""Look by hand: images (`workbench`, `tiles`) of a `request` of `choices`; `explorer` and `blind_test` in the `background`."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anywidget
 from traitlets import Dict, Enum, Unicode
@@ -20,90 +20,107 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATIC = Path(__file__).with_name("static")
-
+PROGRESS_INTERVAL = 0.1  # seconds between two updates of the progress
 
 _log = logging.getLogger(__name__)
 
 
-class BackgroundWidget(anywidget.AnyWidget):
-    """A widget that works in a thread beside the kernel's: one thing at a time, told by ``status`` and ``progress``."""
+def view_code(name: str) -> str:
+    """Return the front end of a widget: the shared JavaScript and its own file in ``static``, as one module."""
+    return "\n".join((STATIC / file).read_text(encoding="utf-8") for file in ("shared.js", f"{name}.js"))
 
-    _esm, _css = STATIC / "widgets.js", STATIC / "widgets.css"
-    kind = Unicode().tag(sync=True)
+
+class BackgroundWidget(anywidget.AnyWidget):
+    """A widget that runs one job at a time in a background thread and shows its ``status`` and ``progress``.
+
+    A subclass has its front end in ``_esm`` (:func:`view_code`).
+    """
+
+    _css = STATIC / "widgets.css"
     status = Enum(["idle", "running", "stopping"], "idle").tag(sync=True)
     progress = Dict().tag(sync=True)  # done and total, in denoising steps; left, in seconds
     message = Unicode().tag(sync=True)
     about = Unicode().tag(sync=True)
 
+    #: Names of the methods that the view may call.
+    ACTIONS: ClassVar[tuple[str, ...]] = ()
+    #: Traits that hold images, and their empty values. They are emptied on closing, to keep a notebook's file small.
+    IMAGES: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, workbench: Workbench, **traits: Any) -> None:
         self.workbench = workbench
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="modelopt_nb")
-        self._job: Future | None = None
-        #: The error that ended the last work, where one did; the widget shows its message.
+        self._job: Future[None] | None = None
+        #: The error that ended the last job, or None; the widget shows its message.
         self.error: Exception | None = None
         super().__init__(about=workbench.about, **traits)
-        self.on_msg(self._told)
+        self.on_msg(self._receive)
 
-    #: What the view may ask for: names of methods without arguments, or with those that it sends.
-    ACTIONS: tuple[str, ...] = ()
-    #: Traits that hold pictures, and what they are when they hold none: a closed widget stays in a notebook's file.
-    HEAVY: dict[str, Any] = {}
-
-    def _told(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
+    def _receive(self, widget: Any, content: Any, buffers: Any) -> None:
+        """Call the method that the view asks for; show its error as the message."""
         if isinstance(content, Mapping) and content.get("do") in self.ACTIONS:
             try:
                 getattr(self, content["do"])(*content.get("with", ()))
             except (ValueError, TypeError, IndexError) as error:
                 self.message = str(error)
 
-    def _begin(self, total: int, work: Callable[[], str]) -> None:
-        """Run ``work``, which returns the last message, beside the kernel. What it raises is told, and kept in ``error``."""
-        self._done, self._total, self._since, self._told_at, self.error = 0, total, time.monotonic(), 0.0, None
-        self.workbench.stopping = False  # here, so that a stop that comes before the first step counts
+    def _start(self, total: int, work: Callable[[], str]) -> None:
+        """Run ``work`` in the background thread; the string that it returns becomes the message.
+
+        An error becomes the message too, and :attr:`error`. ``total`` is in denoising steps, one for each :meth:`_step`.
+        """
+        self._done, self._total, self._since, self._shown_at, self.error = 0, total, time.monotonic(), 0.0, None
+        self.workbench.stopping = False  # before the thread starts, so that an early stop() is not lost
         self.status, self.progress = "running", {"done": 0, "total": total, "left": None}
 
-        def whole() -> None:
+        def job() -> None:
             try:
                 self.message = work()
             except Stopped:
                 self.message = "Stopped. What was finished is kept."
-            except Exception as error:  # the person at the widget is told; nobody else would be, in a thread
+            except Exception as error:  # nothing else would show an error of a thread
                 self.error = error
                 _log.debug("%s", self, exc_info=error)
                 self.message = f"{type(error).__name__}: {error}"
             finally:
                 self.status, self.progress = "idle", {}
 
-        self._job = self._worker.submit(whole)
+        self._job = self._worker.submit(job)
 
-    def _tick(self) -> None:
+    def _step(self) -> None:
         self._done += 1
         now = time.monotonic()
-        if now - self._told_at > 0.1:
-            self._told_at = now
+        if now - self._shown_at > PROGRESS_INTERVAL:
+            self._shown_at = now
             left = (now - self._since) / self._done * max(self._total - self._done, 0)
             self.progress = {"done": min(self._done, self._total), "total": self._total, "left": left}
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when the work is over. Raises TimeoutError after ``timeout`` seconds."""
+        """Wait until the job is over. Raises TimeoutError after ``timeout`` seconds."""
         if self._job is not None:
             self._job.result(timeout)
 
+    def stop(self) -> None:
+        """End the job within one denoising step; what was finished is kept."""
+        if self.status == "running":
+            self.status = "stopping"
+            self.workbench.stop()
+
     def close(self) -> None:
-        """Stop, and close the widget."""
+        """Stop the job and close the widget."""
         with contextlib.suppress(AttributeError):  # while ipywidgets is being torn down
             self.stop()
             self._worker.shutdown(wait=False)
-            for name, nothing in self.HEAVY.items():
-                self.set_trait(name, nothing)
+            for name, empty in self.IMAGES.items():
+                self.set_trait(name, empty)
         super().close()
 
     def figure(self) -> Figure | None:
-        """What is shown, as a figure; None before anything is."""
+        """Return what the widget shows as a figure; None if it shows no image."""
         raise NotImplementedError
 
     def png(self) -> bytes | None:
-        """:meth:`figure` as a PNG file."""
+        """Return :meth:`figure` as a PNG file."""
         if (figure := self.figure()) is None:
             return None
         file = io.BytesIO()
@@ -111,12 +128,6 @@ class BackgroundWidget(anywidget.AnyWidget):
         return file.getvalue()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The widget; and where there is no front end, what it shows as a picture."""
+        """Return the widget, with its figure for places without a front end."""
         bundle, png = super()._repr_mimebundle_(**kwargs), self.png()
-        return bundle if png is None else ({**bundle[0], "image/png": png}, bundle[1])
-
-    def stop(self) -> None:
-        """End the work within one denoising step; what was finished is kept."""
-        if self.status == "running":
-            self.status = "stopping"
-            self.workbench.stop()
+        return bundle if png is None or bundle is None else ({**bundle[0], "image/png": png}, bundle[1])

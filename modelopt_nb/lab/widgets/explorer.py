@@ -12,43 +12,23 @@ from typing import TYPE_CHECKING, Any
 from traitlets import Dict, List, Unicode
 
 from modelopt_nb import MIB, SCHEMES, layer_frame
-from modelopt_nb.lab.compare.results import Comparison, Table
-from modelopt_nb.lab.compare.variants import DENSE
+from modelopt_nb.lab.compare.columns import DENSE, Table
+from modelopt_nb.lab.compare.results import TIMINGS
 from modelopt_nb.lab.pipelines.prompts import load_prompts
 from modelopt_nb.lab.plots.pictures import plot_pictures
-from modelopt_nb.lab.widgets.background import BackgroundWidget
-from modelopt_nb.lab.widgets.workbench import Choice, Request, Tile, Workbench, options_of, runs_frame
+from modelopt_nb.lab.widgets.background import BackgroundWidget, view_code
+from modelopt_nb.lab.widgets.choices import Choice, alternatives
+from modelopt_nb.lab.widgets.request import Request, default_guidance
+from modelopt_nb.lab.widgets.tiles import CAPTION, Tile, as_text, runs_frame
+from modelopt_nb.lab.widgets.workbench import Workbench
 
 if TYPE_CHECKING:
     import pandas as pd
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from matplotlib.figure import Figure
 
-#: The numbers under a picture, and the columns of the history beside what was asked.
-SHOWN = ("precision", "weights MiB", "bits per weight", "of dense", "peak MiB", "s per step", "PSNR dB", "SSIM", "the reader sees")  # fmt: skip
-
-
+#: Columns of the history ahead of the numbers.
 ASKED = ("run", "prompt", "seed", "steps", "guidance", "variant")
-
-
-def as_text(name: str, value: Any) -> str:
-    """A number as the tables write it; ``of dense`` in percent."""
-    if isinstance(value, str) or value is None:
-        return value or ""
-    if name == "of dense":
-        return f"{100 * value:.0f} %"
-    if isinstance(value, int):
-        return str(value)
-    if math.isnan(value):
-        return ""
-    return "same" if math.isinf(value) else f"{value:.{Table.DIGITS.get(name, 2)}f}"
-
-
-def as_tile(drawn: Tile) -> dict[str, Any]:
-    """What the view shows of a picture: its PNG, and the numbers as text."""
-    captions = [[name, as_text(name, drawn.numbers[name])] for name in SHOWN if name in drawn.numbers]
-    captions = [[name, text] for name, text in captions if text]
-    return {"name": drawn.name, "png": drawn.png, "captions": captions, "share": drawn.numbers.get("of dense")}
 
 
 class Explorer(BackgroundWidget):
@@ -56,33 +36,34 @@ class Explorer(BackgroundWidget):
 
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.
-        variants: Names of schemes, or :class:`modelopt_nb.workbench.Choice`; dense is always beside them.
-        prompt: What to draw; of the embedded pipeline the first of the prompts to show.
-        seed: Of the starting noise.
+        variants: Names of schemes, or :class:`modelopt_nb.Choice`. The dense model is always shown next to them.
+        prompt: The prompt to generate from; for the embedded pipeline the first of the split ``show`` by default.
+        seed: Seed of the starting noise.
         steps: Denoising steps.
-        guidance: Classifier-free guidance; the pipeline's own default where None.
-        component: The part to quantize; the transformer or UNet by default.
-        calibrate: Prompts to calibrate with where a variant needs it.
+        guidance: Scale of classifier-free guidance; the pipeline's default if None.
+        component: The component to quantize; the transformer or UNet by default.
+        calibrate: Prompts to calibrate with if a variant needs it.
 
-    ``run()`` returns at once and ``wait()`` waits; ``errors`` says what is wrong, by field. ``frame`` has a row for each picture
-    that was drawn, ``figure()`` is what is shown, ``code()`` draws the selected variant without the explorer.
+    ``run()`` returns at once and ``wait()`` waits for it. ``errors`` says what is wrong, by field. ``frame`` has a row per
+    generated image, ``figure()`` shows the current images, and ``code()`` is a script that generates one of them.
 
     Raises:
-        ValueError, TypeError: For variants, a prompt or numbers that cannot be.
+        ValueError, TypeError: Variants, a prompt or numbers that are not allowed.
     """
 
+    _esm = view_code("explorer")
     request = Dict().tag(sync=True)  # prompt, seed, steps, guidance, variants (a list of dicts), selected (its index)
     errors = Dict().tag(sync=True)
-    options = Dict().tag(sync=True)  # of the selected variant, by field: value, label, why not
+    options = Dict().tag(sync=True)  # of the selected variant, by field: value, label, why it cannot work
     names = List().tag(sync=True)  # of the variants
     layers = List().tag(sync=True)  # name, kind, MiB
     pictures = List().tag(sync=True)
     columns = List().tag(sync=True)
-    history = List().tag(sync=True)  # a row a picture: run, and for each column a text and a number to sort by
+    history = List().tag(sync=True)  # a row per image: its run, and for each column a text and a number to sort by
     code_shown = Unicode().tag(sync=True)
 
     ACTIONS = ("run", "stop", "restore", "add", "remove", "export", "show_code")
-    HEAVY = {"pictures": []}
+    IMAGES = {"pictures": []}
 
     def __init__(
         self,
@@ -101,166 +82,153 @@ class Explorer(BackgroundWidget):
         self._shown: list[Tile] = []
         if prompt is None:
             prompt = load_prompts("show", 1)["prompt"][0] if workbench.embedded else "a fox in the snow"
-        guidance = workbench.own_guidance if guidance is None else guidance
+        guidance = default_guidance(pipeline) if guidance is None else guidance
         asked = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "selected": 0}
         asked["variants"] = [Choice.of(variant).as_dict() for variant in variants]
-        if errors := workbench.checked(asked)[1]:
-            raise ValueError("; ".join(errors.values()))
+        workbench.request(asked)
         frame = layer_frame(workbench.model)
         super().__init__(
             workbench,
-            kind="explorer",
             layers=[[name, row["kind"], row["dense bytes"] / MIB] for name, row in frame.iterrows()],
-            columns=[*ASKED, *SHOWN],
+            columns=[*ASKED, *CAPTION],
             request=asked,
             message="Ready.",
         )
-        self.observe(lambda change: self._asked(), "request")
-        self._asked()
+        self.observe(lambda change: self._update(), "request")
+        self._update()
 
     def __repr__(self) -> str:
         return f"Explorer({type(self.workbench.pipeline).__name__}, {len(self.runs)} runs, {self.status})"
 
-    def _asked(self) -> None:
-        """Whatever is asked is judged at once: what is wrong beside its field, and what the selected variant could be."""
-        self.errors = self.workbench.checked(self.request)[1]
+    def _update(self) -> None:
+        """Validate the request; list the alternatives of the selected variant."""
+        self.errors = self.workbench.validate(self.request)[1]
         variants = self.request.get("variants")
         choices = []
         for variant in variants if isinstance(variants, list) else []:
-            with contextlib.suppress(TypeError, ValueError):  # told in errors
+            with contextlib.suppress(TypeError, ValueError):  # already in errors
                 choices.append(Choice.of(variant))
         self.names = [choice.name for choice in choices]
         selected = self.request.get("selected", 0)
         if isinstance(selected, int) and 0 <= selected < len(choices) and f"{selected}.scheme" not in self.errors:
-            self.options = options_of(choices[selected])
+            self.options = alternatives(choices[selected])
         self.code_shown = ""
 
     def select(self, **changes: Any) -> None:
-        """Ask for something else: ``prompt``, ``seed``, ``steps``, ``guidance``, ``variants``, ``selected``."""
-        if not changes.keys() <= self.request.keys():
-            raise TypeError(f"{', '.join(changes.keys() - self.request.keys())} is not known. Allowed: {', '.join(self.request)}")  # fmt: skip
+        """Change the request: ``prompt``, ``seed``, ``steps``, ``guidance``, ``variants``, ``selected``."""
+        if unknown := changes.keys() - self.request.keys():
+            raise TypeError(f"{', '.join(unknown)} is not known. Allowed: {', '.join(self.request)}")
         if "variants" in changes:
             changes["variants"] = [Choice.of(v).as_dict() for v in changes["variants"]]
         self.request = {**self.request, **changes}
 
     def add(self) -> None:
-        """One variant more, the first scheme that is not there yet, and select it."""
-
-        free = next((s for s in SCHEMES if s not in self.names), "INT8")
-        variants = [*self.request["variants"], Choice(free).as_dict()]
+        """Add a variant, the first scheme that is not there yet, and select it."""
+        scheme = next((s for s in SCHEMES if s not in self.names), "INT8")
+        variants = [*self.request["variants"], Choice(scheme).as_dict()]
         self.request = {**self.request, "variants": variants, "selected": len(variants) - 1}
 
     def remove(self, index: int) -> None:
-        """One variant less."""
+        """Remove a variant."""
         variants = [v for i, v in enumerate(self.request["variants"]) if i != index]
         selected = max(min(self.request["selected"], len(variants) - 1), 0)
         self.request = {**self.request, "variants": variants, "selected": selected}
 
     def run(self) -> None:
-        """Draw what is asked, beside the kernel; what was drawn before comes from memory at once."""
+        """Generate the requested images in the background; cached ones are shown at once."""
         if self.status != "idle":
             return
-        request, self.errors = self.workbench.checked(self.request)
+        request, self.errors = self.workbench.validate(self.request)
         if request is None:
-            self.message = "Not drawn: " + "; ".join(self.errors.values())
+            self.message = "Cannot run: " + "; ".join(self.errors.values())
             return
-        there = self.workbench.remembered(request)
-        missing = 1 + len(request.choices) - len(there)
+        cached = self.workbench.cached_tiles(request)
+        missing = 1 + len(request.choices) - len(cached)
         if not missing:
-            self._finished(request, there, "From memory.")
+            self._finish(request, cached, "From the cache.")
             return
-        self._show(request)
-        self._begin(missing * request.steps + 1, lambda: self._draw(request))
+        self._show(cached)
+        self._start(missing * request.steps + 1, lambda: self._generate(request))
 
-    def _draw(self, request: Request) -> str:
+    def _generate(self, request: Request) -> str:
         start = time.monotonic()
 
-        def begun(name: str) -> None:
-            self.message = f"Drawing {name} …"
+        def on_begin(name: str) -> None:
+            self.message = f"Generating {name} …"
 
-        def first_sight(drawn: Tile) -> None:
-            self.pictures = [*map(as_tile, self.workbench.remembered(request)), as_tile(drawn)]
+        def on_image(tile: Tile) -> None:
+            self._show([*self.workbench.cached_tiles(request), tile])
 
         try:
-            for _ in self.workbench.generate(request, self._tick, begun, first_sight):
-                self._show(request)
+            for _ in self.workbench.generate(request, self._step, on_begin, on_image):
+                self._show(self.workbench.cached_tiles(request))
         finally:
-            self._show(request)
-            if there := self.workbench.remembered(request):
-                self._finished(request, there, self.message)
-        return f"Drawn in {time.monotonic() - start:.1f} s."
+            tiles = self.workbench.cached_tiles(request)
+            self._show(tiles)
+            if tiles:
+                self._finish(request, tiles, self.message)
+        return f"Generated in {time.monotonic() - start:.1f} s."
 
-    def _show(self, request: Request) -> None:
-        self.pictures = [as_tile(drawn) for drawn in self.workbench.remembered(request)]
+    def _show(self, tiles: Sequence[Tile]) -> None:
+        self.pictures = [tile.as_view() for tile in tiles]
 
-    def _finished(self, request: Request, drawn: list[Tile], message: str) -> None:
-        self._show(request)
-        self._shown = drawn
-        if not any(request == before and len(drawn) == len(then) for before, then in self.runs):
-            self.runs.append((request, [replace(d, png=b"") for d in drawn]))  # the workbench remembers the pictures
+    def _finish(self, request: Request, tiles: list[Tile], message: str) -> None:
+        """Show a run's images and add it to the history, unless it is there already."""
+        self._show(tiles)
+        self._shown = tiles
+        if not any(request == before and len(tiles) == len(then) for before, then in self.runs):
+            self.runs.append((request, [replace(tile, png=b"") for tile in tiles]))  # the workbench caches the images
             self.history = [*self.history, *self._rows(len(self.runs))]
         self.message = message
 
     def _rows(self, run: int) -> list[dict[str, Any]]:
+        """Return the history's rows of one run; JSON has no infinity."""
         frame = runs_frame([self.runs[run - 1]]).assign(run=run)
         frame = frame.astype(object).where(frame.notna(), None)
-        rows = []
-        for _, row in frame.iterrows():
-            cells = [[as_text(c, row.get(c)), self._order(row.get(c))] for c in self.columns]
-            rows.append({"run": run, "cells": cells})
-        return rows
-
-    @staticmethod
-    def _order(value: Any) -> Any:
-        """What a cell is sorted by; JSON has no infinity."""
-        return 1e9 if isinstance(value, float) and math.isinf(value) else value
+        order = lambda value: 1e9 if isinstance(value, float) and math.isinf(value) else value  # noqa: E731
+        return [
+            {"run": run, "cells": [[as_text(c, row.get(c)), order(row.get(c))] for c in self.columns]}
+            for _, row in frame.iterrows()
+        ]
 
     def restore(self, run: int) -> None:
-        """Ask for what was asked in a run, the first is 1, and show it; drawn anew where its pictures are remembered no more."""
+        """Show a run, the first is 1, and make its request the current one; images that are not cached are generated again."""
         if not isinstance(run, int) or not 1 <= run <= len(self.runs):
             raise ValueError(f"run={run!r} is not in the history. Allowed: 1 to {len(self.runs)}")
         if self.status != "idle":
-            raise ValueError("A comparison is being drawn. Allowed: stop it first")
-        asked = self.runs[run - 1][0]
-        self.request = {
-            "prompt": asked.prompt,
-            "seed": asked.seed,
-            "steps": asked.steps,
-            "guidance": asked.guidance,
-            "variants": [choice.as_dict() for choice in asked.choices],
-            "selected": 0,
-        }
-        there = self.workbench.remembered(asked)
-        if len(there) == len(self.runs[run - 1][1]):
-            self._finished(asked, there, f"Run {run}, from memory.")
+            raise ValueError("A comparison is running. Allowed: stop it first")
+        request, before = self.runs[run - 1]
+        self.request = request.as_dict()
+        cached = self.workbench.cached_tiles(request)
+        if len(cached) == len(before):
+            self._finish(request, cached, f"Run {run}, from the cache.")
         else:
             self.run()
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row a run and picture: what was asked, and the numbers as :attr:`modelopt_nb.Comparison.frame` has them."""
+        """A row per run and image: the request, and the numbers as in :attr:`modelopt_nb.Comparison.frame`."""
         return runs_frame(self.runs)
 
     def table(self) -> Table:
-        """:attr:`frame` for reading: rounded, with the machine under it, without the times."""
+        """Return :attr:`frame` for reading: rounded, with the machine in the caption, without the times."""
         frame = self.frame.set_index("run")
-        shown = [name for name in self.columns if name in frame.columns and name not in Comparison.COSTS]
+        shown = [name for name in self.columns if name in frame.columns and name not in TIMINGS]
         return Table(frame[shown], self.about)
 
     def figure(self) -> Figure | None:
-        """The last comparison: its pictures side by side, with bytes and PSNR."""
-        drawn = self._shown
-        if not drawn:
-            return None
-        size, db = (lambda d: as_text("weights MiB", d.numbers["weights MiB"])), (lambda d: as_text("PSNR dB", d.numbers["PSNR dB"]))  # fmt: skip
-        titles = {d.name: f"{d.name}\n{size(d)} MiB" + ("" if d.name == DENSE else f", {db(d)} dB") for d in drawn}
-        return plot_pictures({titles[d.name]: d.picture for d in drawn})
+        """Return the last comparison's images side by side, with MiB and PSNR; None before the first run."""
+        titles = [f"{t.name}\n{t.text('weights MiB')} MiB" for t in self._shown]
+        titles = [
+            title if tile.name == DENSE else f"{title}, {tile.text('PSNR dB')} dB"
+            for title, tile in zip(titles, self._shown, strict=True)
+        ]
+        pictures = {title: tile.picture for title, tile in zip(titles, self._shown, strict=True)}
+        return plot_pictures(pictures) if pictures else None
 
     def code(self, index: int | None = None) -> str:
-        """Python that draws the selected variant, or the one at ``index``, in a script of its own."""
-        request, errors = self.workbench.checked(self.request)
-        if request is None:
-            raise ValueError("; ".join(errors.values()))
+        """Return Python that generates the image of the selected variant, or of the one at ``index``, without the explorer."""
+        request = self.workbench.request(self.request)
         return self.workbench.code(request, request.choices[self.request["selected"] if index is None else index])
 
     def show_code(self) -> None:
@@ -268,7 +236,7 @@ class Explorer(BackgroundWidget):
         self.code_shown = self.code()
 
     def export(self, kind: str) -> None:
-        """Let the browser save the history as ``"csv"``, or what is shown as ``"png"``."""
+        """Save the history as ``"csv"``, or the images as ``"png"``, through the browser."""
         if not self.runs:
             raise ValueError("Nothing to export yet. Allowed: after the first run")
         if kind == "csv":

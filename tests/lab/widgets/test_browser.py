@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import socket
 import subprocess
 import sys
@@ -15,28 +15,29 @@ from pathlib import Path
 import nbformat
 import pytest
 
-CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+from tests.conftest import CHROMIUM
+
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium, or your system's package"),
+    pytest.mark.browser,
     pytest.mark.filterwarnings("ignore"),  # the browser's own
 ]
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "09_explorer.ipynb"
-SHOTS = Path(__file__).resolve().parents[1] / "output" / "browser"
+ROOT = Path(__file__).resolve().parents[3]
+NOTEBOOK = ROOT / "notebooks" / "09_explorer.ipynb"
+SHOTS = ROOT / "output" / "browser"
+STEPS = 8  # denoising steps
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab on loopback, with the notebook in its folder, quicker by fewer steps."""
+    """The address of a JupyterLab on loopback with a copy of the notebook, quicker by fewer steps."""
     folder = tmp_path_factory.mktemp("lab")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace("STEPS = 20", "STEPS = 8")
-    notebook.cells = [
-        c for c in notebook.cells if "play(" not in c.source
-    ]  # two players of code, with nothing to click
+            cell.source = re.sub(r"STEPS = \d+", f"STEPS = {STEPS}", cell.source)
+    notebook.cells = [c for c in notebook.cells if "play(" not in c.source]  # two players of code: nothing to click
     nbformat.write(notebook, folder / NOTEBOOK.name)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -48,6 +49,9 @@ def lab(tmp_path_factory):
         "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"),
     }
+    news = folder / ".settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false"}')  # its question would cover the widgets
     log = (folder / "lab.log").open("w")
     server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | settings)
     address = f"http://127.0.0.1:{port}"
@@ -107,8 +111,8 @@ def until(view, words: str, timeout: float = 60) -> None:
         time.sleep(0.05)
 
 
-def draw(view) -> None:
-    """Press Run, and wait for a comparison that was not there before."""
+def run(view) -> None:
+    """Press Run, and wait for new rows of the history."""
     rows = view.locator("tbody tr").count()
     view.locator("[data-do=run]").click()
     end = time.monotonic() + 120
@@ -126,7 +130,7 @@ def test_change_type_and_prompt_and_run(explorer):
     shot(explorer, "explorer-light")
     explorer.locator("[data-field=prompt]").fill("an owl on a green background")
     explorer.locator("[data-group=scheme] label", has_text="INT8 channel").click()
-    draw(explorer)
+    run(explorer)
     names = explorer.locator("figure strong").all_inner_texts()
     assert names == ["dense", "INT8 channel", "NF4", "INT4"]
     assert all(
@@ -163,7 +167,7 @@ def test_drag_the_divider_and_zoom_together(explorer):
     explorer.get_by_label("Side by side").check()
 
 
-def test_stop_half_way_keeps_what_is_done(explorer):
+def test_stop_half_way_keeps_what_is_finished(explorer):
     explorer.locator("[data-field=steps]").fill("200")
     explorer.locator("[data-do=run]").click()
     explorer.page.wait_for_function("document.querySelector('.mnb-explorer progress').value > 2")
@@ -172,14 +176,14 @@ def test_stop_half_way_keeps_what_is_done(explorer):
     until(explorer, "Stopped")
     assert time.monotonic() - start < 5
     assert explorer.locator("[data-do=run]").is_enabled()
-    explorer.locator("[data-field=steps]").fill("8")
+    explorer.locator("[data-field=steps]").fill(str(STEPS))
     explorer.locator("[data-do=run]").click()
-    until(explorer, "From memory")
+    until(explorer, "From the cache")
 
 
 def test_restore_from_history(explorer):
     explorer.locator("button[data-run='1']").first.click()
-    until(explorer, "Run 1, from memory")
+    until(explorer, "Run 1, from the cache")
     assert explorer.locator("[data-field=prompt]").input_value() == "a fox face on a blue background"
     assert explorer.locator("figure strong").all_inner_texts() == ["dense", "INT8", "NF4", "INT4"]
 
@@ -188,10 +192,12 @@ def test_history_sorts(explorer):
     header = explorer.locator("th button", has_text="weights MiB")
     header.click()
     column = explorer.locator("thead th").all_inner_texts().index("weights MiB ▲")
-    read = lambda: [float(t) for t in explorer.locator(f"tbody td:nth-child({column + 1})").all_inner_texts()]  # noqa: E731
-    assert read() == sorted(read())
+    cells = explorer.locator(f"tbody td:nth-child({column + 1})")
+    values = [float(text) for text in cells.all_inner_texts()]
+    assert values == sorted(values)
     header.click()
-    assert read() == sorted(read(), reverse=True)
+    values = [float(text) for text in cells.all_inner_texts()]
+    assert values == sorted(values, reverse=True)
 
 
 def test_choices_that_cannot_work_say_why(explorer):
@@ -201,7 +207,7 @@ def test_choices_that_cannot_work_say_why(explorer):
     assert label.locator("input").is_disabled()
 
 
-def test_layers_from_the_tree(explorer):
+def test_layers_are_left_dense_from_the_tree(explorer):
     explorer.locator(".mnb-layers > summary").click()
     explorer.locator("[data-field=find]").fill("blocks.0.attn1")
     explorer.locator("[data-layer='transformer_blocks.0.attn1']").check()
@@ -220,7 +226,7 @@ def test_layers_from_the_tree(explorer):
 def test_a_prompt_with_markup_is_text(explorer):
     prompt = "a <script>window.broken = 1</script><img src=x onerror='window.broken = 1'> fox"
     explorer.locator("[data-field=prompt]").fill(prompt)
-    draw(explorer)
+    run(explorer)
     assert prompt in explorer.locator(".mnb-history").inner_text()
     assert explorer.page.evaluate("window.broken") is None
     explorer.locator("[data-field=prompt]").fill(" ")
@@ -261,7 +267,7 @@ def test_three_rounds_of_the_blind_test_by_keyboard(page):
 def test_dark_theme_and_narrow_window(page, explorer):
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_selector("[data-jp-theme-light=false]", state="attached")
-    page.set_viewport_size({"width": 900, "height": 1400})
+    page.set_viewport_size({"width": 900, "height": 2400})
     page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
     time.sleep(1)
     shot(explorer, "explorer-dark")
@@ -275,21 +281,20 @@ def test_dark_theme_and_narrow_window(page, explorer):
 
 
 def contrast(ink: str, paper: str) -> float:
-    """The contrast of two CSS colours as WCAG 2 has it; transparency of the ink over the paper counts."""
-    import re
+    """The contrast of two CSS colours by WCAG 2, with the ink's transparency over the paper."""
 
     def channels(colour: str) -> list[float]:
         return [float(x) for x in re.findall(r"[\d.]+", colour)]
 
     below = channels(paper)[:3]
     *above, alpha = [*channels(ink), 1.0][:4]
-    mixed = [alpha * a + (1 - alpha) * b for a, b in zip(above, below, strict=True)]
+    blended = [alpha * a + (1 - alpha) * b for a, b in zip(above, below, strict=True)]
 
     def light(rgb: list[float]) -> float:
         parts = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
         return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
 
-    bright, dim = sorted((light(mixed), light(below)), reverse=True)
+    bright, dim = sorted((light(blended), light(below)), reverse=True)
     return (bright + 0.05) / (dim + 0.05)
 
 

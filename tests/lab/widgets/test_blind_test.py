@@ -1,24 +1,26 @@
-"""The blind test: rounds are balanced, answers are counted, and the verdict is what the interval says."""
+"""The blind test: rounds are balanced, answers are counted once, a round does not show its answer."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
 
-from modelopt_nb import SpotTheQuantized
-from modelopt_nb.blind import FEWEST, Deck, verdict
+from modelopt_nb import BlindTest
+from modelopt_nb.lab.quality.statistics import FEWEST, verdict
+from modelopt_nb.lab.widgets.blind_test import Deck
 
 
 @pytest.fixture
 def game(pipeline):
-    made = SpotTheQuantized(pipeline, ["INT8", "INT4"], steps=1, seed=0)
+    made = BlindTest(pipeline, ["INT8", "INT4"], steps=1, seed=0)
     yield made
     made.close()
 
 
 def deal(game) -> int:
-    """The next round; returns where the quantized picture is."""
+    """The next round; returns the place of the quantized image."""
     game.next()
     game.wait(60)
     return game.dealt[1]
@@ -49,15 +51,13 @@ def test_verdict():
     assert verdict(7, 8, 2, variants=3) == "cannot be told from guessing"  # one of three comes up by luck too often
 
 
-def test_who_guesses_is_rarely_told_otherwise():
-    import random
-
+def test_a_guesser_rarely_differs_from_guessing():
     dice = random.Random(0)
-    told = [verdict(sum(dice.random() < 0.5 for _ in range(12)), 12, 2, 3) == "you can tell it" for _ in range(600)]
-    assert sum(told) / len(told) < 0.05 / 3 + 0.015
+    verdicts = [verdict(sum(dice.random() < 0.5 for _ in range(12)), 12, 2, 3) for _ in range(600)]
+    assert verdicts.count("you can tell it") / len(verdicts) < 0.05 / 3 + 0.015
 
 
-def test_answers_are_counted_once(game):
+def test_answers_are_counted_once(game, instant):
     with pytest.raises(ValueError, match="no round"):
         game.answer(0)
     place = deal(game)
@@ -74,7 +74,7 @@ def test_answers_are_counted_once(game):
     assert [row[1] for row in game.score] in (["1 of 1", "0 of 1"], ["0 of 1", "1 of 1"])
 
 
-def test_a_round_shows_one_quantized_picture_and_does_not_tell(game):
+def test_a_round_shows_one_quantized_image_and_not_the_answer(game):
     place = deal(game)
     assert set(game.round) == {"number", "prompt", "pngs"}
     assert len(game.round["pngs"]) == 2
@@ -84,34 +84,38 @@ def test_a_round_shows_one_quantized_picture_and_does_not_tell(game):
     game.answer(place)
     assert game.round["place"] == place
     assert game.message.startswith("Right")
+    assert game.message.endswith(f"{game.results['PSNR dB'][0]:.1f} dB from dense.")
 
 
-def test_three_pictures_are_two_dense_ones_and_one_that_differs(pipeline):
-    game = SpotTheQuantized(pipeline, ["INT4"], pictures=3, steps=1, seed=0)
+def test_three_images_are_two_dense_ones_and_one_that_differs(pipeline, instant):
+    game = BlindTest(pipeline, ["INT4"], pictures=3, steps=1, seed=0)
     place = deal(game)
     pngs = game.round["pngs"]
     others = [png for i, png in enumerate(pngs) if i != place]
     assert others[0] == others[1] != pngs[place]
+    assert len(game.figure().axes) == 3
     assert game.frame["guessing"].tolist() == pytest.approx([100 / 3])
     game.close()
 
 
-def test_who_always_sees_it_is_told_so(game):
+def test_always_right_is_different_from_guessing(game, instant):
     for _ in range(2 * FEWEST):
         game.answer(deal(game))
     assert game.frame["verdict"].tolist() == ["you can tell it"] * 2
     assert game.frame["low"].min() > 50
+    game.reset()
+    assert game.frame["answers"].sum() == 0
 
 
-def test_stop_and_go_on(game):
-    game.studio.draw = None  # nothing can be drawn
-    game.next()
-    game.wait(60)
+def test_a_round_that_failed_is_dealt_again(game, instant, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(game.workbench, "generate", None)
+        game.next()
+        game.wait(60)
     assert "TypeError" in game.message
-    del game.studio.draw
-    coming = game._coming
+    pending = game._pending
     place = deal(game)
-    assert place == coming[1]  # the round that could not be drawn, so that all stays balanced
+    assert place == pending[1]  # rounds stay balanced
     assert "pngs" in game.round
 
 
@@ -120,4 +124,4 @@ def test_stop_and_go_on(game):
 )
 def test_refuses(pipeline, wrong):
     with pytest.raises(ValueError, match="Allowed|not known"):
-        SpotTheQuantized(pipeline, **wrong)
+        BlindTest(pipeline, **wrong)

@@ -1,0 +1,68 @@
+"""The dense model's calls that chosen variants are calibrated with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modelopt_nb.lab.calibration.model_calls import ModelCall, record_calls
+from modelopt_nb.lab.pipelines.generate import generate
+from modelopt_nb.lab.pipelines.load import COMPONENTS, is_codec, is_embedded
+from modelopt_nb.lab.pipelines.prompts import load_prompts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+EMBEDDED_PROMPTS = 4
+
+
+class CalibrationCalls:
+    """Record calls at first use and keep them; say as code how they are recorded.
+
+    Args:
+        pipeline: The pipeline to generate with.
+        part: The component whose calls are recorded.
+        prompts: Prompts to calibrate with. None: of the embedded pipeline the split ``calibrate``, of another pipeline the
+            prompt that is asked for.
+    """
+
+    COUNT = 8  # calls that are kept
+    STEPS = 20  # denoising steps that they are from
+
+    def __init__(self, pipeline: DiffusionPipeline, part: str, prompts: Sequence[str] | None) -> None:
+        self.pipeline, self.part = pipeline, part
+        self.prompts: Sequence[str] | pd.DataFrame | None = prompts
+        self.prompts_code = None if prompts is None else repr(list(prompts))
+        if prompts is None and is_embedded(pipeline):
+            self.prompts = load_prompts("calibrate", EMBEDDED_PROMPTS)
+            self.prompts_code = f"modelopt_nb.load_prompts('calibrate', {EMBEDDED_PROMPTS})"
+        self._calls: dict[str, list[ModelCall]] = {}
+
+    def get(self, prompt: str, step: Callable[[], Any]) -> list[ModelCall]:
+        """Return the calls for a request's prompt; ``step`` is called after each denoising step of a recording.
+
+        The pipeline must hold the dense model.
+        """
+        key = prompt if self.prompts is None else ""
+        if key not in self._calls:
+            with record_calls(self.pipeline, self.COUNT, component=self.part) as calls:
+                generate(
+                    self.pipeline,
+                    [prompt] if self.prompts is None else self.prompts,
+                    steps=self.STEPS,
+                    decode=is_codec(self.pipeline, self.part),
+                    callback_on_step_end=lambda pipe, i, time, tensors: (step(), tensors)[1],
+                )
+            self._calls = {key: calls}  # the calls for another prompt are not needed any more
+        return self._calls[key]
+
+    def code(self, prompt: str) -> list[str]:
+        """Return lines of Python that record the same calls and make ``forward_loop`` of them."""
+        component = "" if self.part in COMPONENTS else f", component={self.part!r}"
+        decode = "" if is_codec(self.pipeline, self.part) else ", decode=False"
+        return [
+            f"with modelopt_nb.record_calls(pipeline, {self.COUNT}{component}) as calls:",
+            f"    modelopt_nb.generate(pipeline, {self.prompts_code or [prompt]}, steps={self.STEPS}{decode})",
+            "forward_loop = modelopt_nb.replay_loop(calls)",
+        ]

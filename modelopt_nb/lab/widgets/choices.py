@@ -1,0 +1,173 @@
+"""A variant as chosen in a widget: its fields, their alternatives, and why some cannot work."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from modelopt_nb import (
+    ACTIVATION_SCALES,
+    NEED_LOOP,
+    QUANT_TYPES,
+    SCHEMES,
+    ModelOptConfig,
+    check_algorithm,
+    make_config,
+    plan,
+)
+from modelopt_nb.lab.search.algorithms import ALGORITHMS, check_scheme
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Block sizes that are offered.
+BLOCKS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A variant in few words, for :func:`modelopt_nb.make_config`.
+
+    Args:
+        scheme: A name in ``SCHEMES``.
+        block: Block size; the scheme's own if None.
+        activations: A quant type for the activations; empty for weights only.
+        scale: A name in ``ACTIVATION_SCALES``; empty for the quant type's own.
+        algorithm: A calibration algorithm of ModelOpt.
+        pointwise: Pack 1x1 convolutions as linear layers.
+        excluded: Names or patterns of layers to leave dense (``modules_to_not_convert``).
+    """
+
+    scheme: str = "INT8"
+    block: int | None = None
+    activations: str = ""
+    scale: str = ""
+    algorithm: str = "max"
+    pointwise: bool = False
+    excluded: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, asked: str | Mapping[str, Any] | Choice) -> Choice:
+        """Make a choice from a scheme's name or from a dict of fields, whose values need not be allowed ones.
+
+        Raises:
+            TypeError: Unknown fields, or ``excluded`` that holds other things than strings.
+        """
+        if isinstance(asked, Choice):
+            return asked
+        if isinstance(asked, str):
+            return cls(scheme=asked)
+        known = [f.name for f in fields(cls)]
+        if not isinstance(asked, Mapping) or not asked.keys() <= set(known):
+            raise TypeError(f"variants holds {asked!r}. Allowed: a scheme's name, or a dict with {', '.join(known)}")
+        excluded = asked.get("excluded", ())
+        excluded = (excluded,) if isinstance(excluded, str) else tuple(excluded)
+        if not all(isinstance(name, str) for name in excluded):
+            raise TypeError(f"excluded={excluded!r} is not allowed. Allowed: names or patterns of layers")
+        values: dict[str, Any] = {  # hashable, whatever the view sends
+            name: value if isinstance(value, (str, int, float, type(None))) else repr(value)
+            for name, value in asked.items()
+        }
+        values["excluded"] = excluded
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them; :meth:`of` takes them back."""
+        return asdict(self) | {"excluded": list(self.excluded)}
+
+    @property
+    def name(self) -> str:
+        """A short name, different for different choices."""
+        parts = [self.scheme, f"b{self.block}" if self.block is not None else ""]
+        parts += [f"+ {self.activations} {self.scale}".strip() if self.activations else ""]
+        parts += [self.algorithm if self.algorithm != "max" else "", "pointwise" if self.pointwise else ""]
+        parts += [f"without {', '.join(self.excluded)}" if self.excluded else ""]
+        return " ".join(part for part in parts if part)
+
+    def options(self) -> tuple[str, dict[str, Any]]:
+        """Return the quant type and options for :func:`modelopt_nb.make_config`. Raises ValueError, TypeError."""
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"scheme={self.scheme!r} is not known. Allowed: {', '.join(SCHEMES)}")
+        for name in ("activations", "scale", "algorithm"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}={getattr(self, name)!r} is not a name")
+        quant_type, defaults = SCHEMES[self.scheme]
+        options: dict[str, Any] = {**defaults, "algorithm": self.algorithm, "pointwise_as_linear": self.pointwise}
+        if self.block is not None:
+            options |= {"channel_quantize": -1, "block_quantize": self.block}
+        if self.activations:
+            quant_type = f"{quant_type}_{self.activations}"
+        if self.scale:
+            options["activation_scale"] = self.scale
+        return quant_type, options
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the choice needs a forward loop."""
+        return bool(self.activations) or self.algorithm in NEED_LOOP
+
+    def config(self, forward_loop: Callable[[nn.Module], None]) -> ModelOptConfig:
+        """Make the configuration, with ``forward_loop`` if it calibrates. Raises as :func:`modelopt_nb.make_config`."""
+        quant_type, options = self.options()
+        if self.calibrates:
+            options["forward_loop"] = forward_loop
+        return make_config(quant_type, modules_to_not_convert=list(self.excluded), **options)
+
+
+@functools.lru_cache(maxsize=4096)
+def why_not(choice: Choice) -> str:
+    """Return why a choice cannot work on this machine with any model, or an empty string.
+
+    Activations and algorithms are tried on a tiny layer.
+    """
+    try:
+        config = choice.config(lambda model: None)
+        check_algorithm(config, config.forward_loop)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    if not choice.activations and choice.algorithm == "max":
+        return ""
+    quant_type, options = choice.options()
+    verdict = check_scheme(quant_type, **options)
+    return "" if verdict == "runs" else verdict
+
+
+def problems(choice: Choice, model: nn.Module) -> dict[str, str]:
+    """Return the first field that does not go with the fields before it, and why; empty if ``model`` can have the choice."""
+    built = Choice(pointwise=choice.pointwise)
+    for name in ("scheme", "block", "activations", "scale", "algorithm"):
+        built = replace(built, **{name: getattr(choice, name)})
+        if reason := why_not(built):
+            return {name: reason}
+    try:
+        plan(model, choice.config(lambda model: None))
+    except (ValueError, TypeError) as error:
+        return {"excluded": str(error)}
+    return {}
+
+
+def alternatives(choice: Choice) -> dict[str, list[list[Any]]]:
+    """Return the values that each field of a choice could have, each as [value, label, why it cannot work or empty]."""
+    labels: dict[str, dict[Any, str]] = {
+        "scheme": {name: name for name in SCHEMES},
+        "block": {None: "the scheme's own", **{size: str(size) for size in BLOCKS}},
+        "activations": {"": "none", **{name: name for name, t in QUANT_TYPES.items() if t.activations}},
+        "scale": {"": "the type's own", **{name: name for name in ACTIVATION_SCALES}},
+        "algorithm": {name: name for name in ALGORITHMS},
+    }
+    # Judge a field without those that depend on it: their own values then show what does not fit.
+    bases = {
+        "scheme": Choice(),
+        "block": Choice(choice.scheme),
+        "activations": replace(choice, scale="", algorithm="max"),
+    }
+    rest = choice if choice.scheme in SCHEMES else Choice()
+    return {
+        name: [
+            [value, label, why_not(replace(bases.get(name, rest), excluded=(), **{name: value}))]
+            for value, label in values.items()
+        ]
+        for name, values in labels.items()
+    }

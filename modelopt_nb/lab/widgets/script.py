@@ -1,0 +1,91 @@
+"""Python that generates a chosen image without the widgets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from modelopt_nb import config_code, plan
+from modelopt_nb.lab.pipelines.generate import native_size
+from modelopt_nb.lab.widgets.choices import Choice
+from modelopt_nb.lab.widgets.request import Request
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from torch import nn
+
+    from modelopt_nb import ModelOptConfig
+
+
+def script(
+    pipeline: DiffusionPipeline, part: str, request: Request, choice: Choice | None, calibration: Sequence[str]
+) -> str:
+    """Return a script that generates the request's image with ``choice``; None is the dense model.
+
+    It uses only Diffusers and ModelOpt if those suffice. Otherwise it imports ``modelopt_nb`` and a comment says why;
+    ``calibration`` are its lines that make ``forward_loop``.
+    """
+    model: nn.Module = getattr(pipeline, part)
+    if choice is None:
+        return "\n".join([*_load(pipeline, model), *_generate(pipeline, request)])
+    config = choice.config(lambda model: None)
+    if reason := _why_not_plain(choice):
+        header, quantize = "import modelopt_nb", [
+            f"# {reason}",
+            *(calibration if choice.calibrates else []),
+            f"config = modelopt_nb.{config_code(config)}",
+            f"modelopt_nb.quantize(pipeline.{part}, config)",
+        ]  # fmt: skip
+    else:
+        header, quantize = "import modelopt.torch.quantization as mtq", _plain_modelopt(model, part, config)
+    return "\n".join([header, *_load(pipeline, model), *quantize, *_generate(pipeline, request)])
+
+
+def _why_not_plain(choice: Choice) -> str:
+    """Return why plain ModelOpt cannot generate the image, or an empty string."""
+    if choice.scheme.startswith("NF4"):
+        return "modelopt_nb repairs ModelOpt, which cannot read NF4 back"
+    if choice.pointwise:
+        return "modelopt_nb packs 1x1 convolutions as linear layers"
+    if choice.activations or choice.algorithm != "max":
+        return "modelopt_nb keeps calibrated scales, which ModelOpt's packing drops"
+    return ""
+
+
+def _load(pipeline: DiffusionPipeline, model: nn.Module) -> list[str]:
+    path, dtype = str(pipeline.name_or_path), str(next(model.parameters()).dtype)
+    path = min(path, os.path.relpath(path), key=len) if os.path.isdir(path) else path
+    device = next(model.parameters()).device.type
+    return [
+        "import torch",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"pipeline = DiffusionPipeline.from_pretrained({path!r}, dtype={dtype}).to({device!r})",
+    ]
+
+
+def _plain_modelopt(model: nn.Module, part: str, config: ModelOptConfig) -> list[str]:
+    dense = [layer.name for layer in plan(model, config).layers if not layer.packed]
+    cfg = next(e["cfg"] for e in config.modelopt_config["quant_cfg"] if e["quantizer_name"] == "*weight_quantizer")
+    return [
+        "entries = [",
+        '    {"quantizer_name": "*", "enable": False},',
+        f'    {{"quantizer_name": "*weight_quantizer", "cfg": {cfg!r}}},',
+        *(f'    {{"quantizer_name": "{name}.*", "enable": False}},' for name in dense),
+        "]",
+        f'mtq.quantize(pipeline.{part}, {{"quant_cfg": entries, "algorithm": "max"}})',
+        f"mtq.compress(pipeline.{part})",
+    ]
+
+
+def _generate(pipeline: DiffusionPipeline, request: Request) -> list[str]:
+    guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
+    arguments = {"num_inference_steps": request.steps, **guidance, **native_size(pipeline)}
+    return [
+        "image = pipeline(",
+        f"    {request.prompt!r},",
+        f"    generator=[torch.Generator().manual_seed({request.seed})],",
+        *(f"    {name}={value!r}," for name, value in arguments.items()),
+        ").images[0]",
+    ]
