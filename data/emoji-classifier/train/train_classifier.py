@@ -1,9 +1,9 @@
-"""Train the reader: a small ResNet that names subject and background of a picture.
+"""Train the classifier: a small ResNet for the subject and background of an image.
 
-python data/emoji-reader/train/train_reader.py --steps 1000
+python data/emoji-classifier/train/train_classifier.py --steps 1000
 
-It learns from the emoji themselves, never from drawn pictures, so that what it says of a drawn picture is an opinion from
-outside. Resumes from ``--work``/reader.pt.
+Trains on the emoji themselves and on no generated image, so that it judges the pipeline independently. Resumes from
+``--work``/classifier.pt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(DATA / "emoji-sana" / "train"))
 import emoji  # noqa: E402
 from checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 
-SIDE = 96  # px, what the reader sees
+SIDE = 96  # px, the classifier's input
 
 
 def build() -> ResNetForImageClassification:
@@ -39,8 +39,8 @@ def build() -> ResNetForImageClassification:
     return ResNetForImageClassification(config)
 
 
-def pictures(sprites: torch.Tensor, n: int, dice: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``n`` augmented originals, float32 (n, 3, SIDE, SIDE) in -1..1, with their subjects and backgrounds.
+def augmented(sprites: torch.Tensor, n: int, dice: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ``n`` augmented originals, float32 (n, 3, SIDE, SIDE) in -1..1, with their subjects and backgrounds.
 
     Shifted by up to 8 % of the side, scaled by 0.8 to 1.15, mirrored half the time, half of them blurred by up to a pixel,
     with noise of up to 8 % and the background's colour off by up to 6 %.
@@ -70,12 +70,12 @@ def pictures(sprites: torch.Tensor, n: int, dice: torch.Generator) -> tuple[torc
 
 
 def score(model: torch.nn.Module, sprites: torch.Tensor, seed: int, n: int = 4096) -> tuple[float, float]:
-    """Share of subjects and of backgrounds named right on ``n`` augmentations that training never drew."""
+    """Return the shares of correct subjects and backgrounds on ``n`` augmentations that training did not use."""
     dice, right = torch.Generator().manual_seed(seed), torch.zeros(2)
     model.eval()
     with torch.inference_mode():
         for _ in range(n // 256):
-            x, subject, background = pictures(sprites, 256, dice)
+            x, subject, background = augmented(sprites, 256, dice)
             logits = model(x).logits
             right[0] += (logits[:, : len(sprites)].argmax(1) == subject).sum()
             right[1] += (logits[:, len(sprites) :].argmax(1) == background).sum()
@@ -86,7 +86,7 @@ def score(model: torch.nn.Module, sprites: torch.Tensor, seed: int, n: int = 409
 def main() -> None:
     args = argparse.ArgumentParser()
     args.add_argument("--work", type=Path, default=Path("output/train"))
-    args.add_argument("--out", type=Path, default=DATA / "emoji-reader")
+    args.add_argument("--out", type=Path, default=DATA / "emoji-classifier")
     args.add_argument("--steps", type=int, default=1000)
     args.add_argument("--batch", type=int, default=128)
     args.add_argument("--lr", type=float, default=3e-3)
@@ -96,16 +96,16 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     sprites = torch.from_numpy(emoji.sprites(2 * SIDE)).permute(0, 3, 1, 2).float() / 255
-    sprites = F.avg_pool2d(sprites, 2)  # SIDE px: what a 512 px picture keeps when it is made this small
+    sprites = F.avg_pool2d(sprites, 2)  # SIDE px, downscaled by averaging like a generated image
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
-    path = args.work / "reader.pt"
+    path = args.work / "classifier.pt"
     first, start = load_checkpoint(path, model=model, optimizer=optimizer), time.time()
     for step in range(first, args.steps):
         dice = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1, (step + 1) / 100) * (1 - step / args.steps)
-        x, subject, background = pictures(sprites, args.batch, dice)
+        x, subject, background = augmented(sprites, args.batch, dice)
         logits = model(x).logits
         loss = F.cross_entropy(logits[:, : len(sprites)], subject, label_smoothing=0.05)
         loss = loss + F.cross_entropy(logits[:, len(sprites) :], background, label_smoothing=0.05)

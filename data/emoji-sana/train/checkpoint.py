@@ -1,4 +1,4 @@
-"""Checkpoints that an interrupted save cannot spoil."""
+"""Save training checkpoints atomically; load them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 
 def save_checkpoint(path: Path, step: int, **parts: Any) -> None:
-    """Write the state of ``parts`` after ``step`` steps, beside ``path`` first, then in its place."""
-    beside = path.with_suffix(".part")
-    torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, beside)
-    os.replace(beside, path)
+    """Save the state of ``parts`` after ``step`` steps; the write is atomic."""
+    temporary = path.with_suffix(".part")
+    torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
+    os.replace(temporary, path)
 
 
 def load_checkpoint(path: Path, **parts: Any) -> int:
-    """Restore ``parts`` from ``path`` and return how many steps were done; 0 where there is no checkpoint."""
+    """Restore ``parts`` from ``path`` and return the number of finished steps; 0 without a checkpoint."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)

@@ -1,7 +1,7 @@
-"""The pictures and the words that the embedded pipeline is trained on.
+"""Training images and prompts of the embedded pipeline.
 
-A picture is one emoji on a plain background; its prompt names both. Everything here is NumPy, PIL and
-plain Python, so that the prompts can be listed without torch.
+An image is one emoji on a plain background; its prompt names both. Needs only NumPy and PIL, so that the prompts can be
+listed without torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 EMOJI = Path(__file__).resolve().parents[2] / "emoji"
-SIZE = 512  # px, side of a training picture
+SIZE = 512  # px, side of a training image
 SPRITE = 400  # px, side of the emoji inside it
 SHIFT = 24  # px, the most that an emoji is moved off the centre, each way
 
@@ -29,7 +29,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (32, 32, 36),
 }
 
-# The first is the plain form; the others are the paraphrases that the text encoder learns to read alike.
+# The first is the plain form; the text encoder is trained to encode its paraphrases alike.
 TEMPLATES = (
     "{a_subject} on {a_background} background",
     "{a_background} background with {a_subject}",
@@ -52,7 +52,7 @@ def with_article(noun: str) -> str:
 class Subject:
     """One emoji: its name in prompts, its category and its file under ``data/emoji``.
 
-    ``sitting`` is the sitting of training from which the transformer knows it; autoencoder and text encoder know all.
+    ``sitting`` is the first of the transformer's two trainings that used it; autoencoder and text encoder used all.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Subject:
 
 
 def subjects() -> list[Subject]:
-    """All subjects, in the order of ``data/emoji/subjects.csv``."""
+    """Load all subjects, in the order of ``data/emoji/subjects.csv``."""
     with open(EMOJI / "subjects.csv", encoding="utf-8", newline="") as file:
         return [
             Subject(r["subject"], r["category"], EMOJI / f"{r['codepoint']}.webp", int(r["sitting"]))
@@ -82,7 +82,7 @@ def subjects() -> list[Subject]:
 
 
 def sprites(size: int = SPRITE) -> np.ndarray:
-    """The emoji at ``size`` px, uint8 RGBA of shape (subjects, size, size, 4), alpha premultiplied."""
+    """Load the emoji at ``size`` px, uint8 RGBA of shape (subjects, size, size, 4), alpha premultiplied."""
     out = []
     for subject in subjects():
         image = Image.open(subject.file).convert("RGBa").resize((size, size), Image.Resampling.LANCZOS)
@@ -93,7 +93,7 @@ def sprites(size: int = SPRITE) -> np.ndarray:
 def compose(
     sprite: np.ndarray, background: tuple[int, int, int], *, mirror: bool = False, shift: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    """One picture: uint8 RGB of shape (SIZE, SIZE, 3). ``sprite`` is one entry of :func:`sprites`."""
+    """Compose one image: uint8 RGB of shape (SIZE, SIZE, 3). ``sprite`` is one entry of :func:`sprites`."""
     if mirror:
         sprite = sprite[:, ::-1]
     picture = np.empty((SIZE, SIZE, 3), np.uint8)

@@ -1,8 +1,8 @@
-"""Train the autoencoder: 512 px pictures to 32x16x16 latents of about unit variance, and back.
+"""Train the autoencoder: 512 px images to 32x16x16 latents of about unit variance, and back.
 
 python data/emoji-sana/train/train_autoencoder.py --steps 3000
 
-Resumes from ``--work``/autoencoder.pt when that is there.
+Resumes from ``--work``/autoencoder.pt if it exists.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from checkpoint import load_checkpoint, save_checkpoint
 from diffusers import AutoencoderDC
 
-CROP = 256  # px; the model is convolutional, so it learns on crops four times as fast
-LATENT_NOISE = 0.1  # standard deviation; teaches the decoder to forgive what a denoiser gets wrong
+CROP = 256  # px; the model is convolutional, and crops train it four times as fast
+LATENT_NOISE = 0.1  # standard deviation; makes the decoder robust to errors of the denoiser
 
 
 def build() -> AutoencoderDC:

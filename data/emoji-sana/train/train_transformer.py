@@ -2,8 +2,8 @@
 
 python data/emoji-sana/train/train_transformer.py --steps 5000
 
-Needs what train_autoencoder.py and train_text_encoder.py left in ``--work``; where that folder has no autoencoder, takes
-both, and the transformer to start from, from the pipeline that is there. Resumes from ``--work``/transformer.pt;
+Needs the results of train_autoencoder.py and train_text_encoder.py in ``--work``; without an autoencoder there, starts from
+all components of the written pipeline. Resumes from ``--work``/transformer.pt;
 ``--write FOLDER`` writes the pipeline from the newest checkpoint and stops.
 """
 
@@ -25,10 +25,10 @@ from train_autoencoder import to_tensor
 from transformers import Gemma2Model, GemmaTokenizer
 
 WRITTEN = Path(__file__).resolve().parents[1]  # the pipeline's folder, data/emoji-sana
-CELL = 32  # px of one latent: pictures are moved by whole ones, so that a moved subject has the same latents
-MOVED = 0.2  # share of pictures that are moved off the centre
-TOKENS = 24  # longest prompt that is cached, with the first token that the pipeline keeps
-DROP = 0.1  # share of pictures trained without their prompt, for classifier-free guidance
+CELL = 32  # px of one latent; images move by whole ones, so that a moved subject has the same latents
+MOVED = 0.2  # share of images moved off the centre
+TOKENS = 24  # longest prompt that is cached, with its first token
+DROP = 0.1  # share of images trained without their prompt, for classifier-free guidance
 
 
 def build() -> SanaTransformer2DModel:
@@ -85,7 +85,7 @@ def cache_latents(pipeline: SanaPipeline, path: Path, learned: list[int], seed: 
 
 @torch.inference_mode()
 def cache_prompts(pipeline: SanaPipeline, path: Path) -> dict[str, torch.Tensor]:
-    """What the pipeline's own `encode_prompt` gives, with and without its instruction in front.
+    """Return the outputs of the pipeline's `encode_prompt`, with and without its instruction in front.
 
     ``embeds`` is float16 of shape (instruction, subjects, backgrounds, templates, TOKENS, 256), ``mask`` the same
     without the last axis; ``null_embeds`` and ``null_mask`` are those of the empty prompt.
@@ -173,7 +173,7 @@ def main() -> None:
         for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
             part.half()
         for part in (pipeline.transformer, pipeline.vae):
-            part.register_to_config(_name_or_path="")  # it would be a path of this machine
+            part.register_to_config(_name_or_path="")  # else a path of this machine
         pipeline.save_pretrained(args.write)
         return
 

@@ -1,4 +1,4 @@
-"""Write data/prompts.csv: the prompts to show, to measure with and to calibrate with.
+"""Write data/prompts.csv: the splits show, measure and calibrate.
 
 python data/emoji-sana/train/write_prompts.py
 """
@@ -20,7 +20,7 @@ SIZES = {"measure": 256, "calibrate": 128}
 
 
 def rows() -> list[dict[str, str | int]]:
-    """All prompts. Those to measure with name every subject; no (subject, background) is in two splits."""
+    """Return all prompts. The measure split names every subject; no pair (subject, background) is in two splits."""
     by_name = {s.name: s for s in emoji.subjects()}
     rng = random.Random(0)
     chosen = [("show", name, background, template) for name, background, template in SHOW]
