@@ -1,0 +1,1 @@
+"""Plots: images side by side, quality, layers, number formats."""

@@ -7,51 +7,64 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelopt_nb.lab.compare.results import Comparison
-from modelopt_nb.lab.plots.style import _canvas, _db, _row_label, frame_of
+from modelopt_nb.lab.plots.style import frame_of, image_axes, label_row, mean_db
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from modelopt_nb.lab.compare.results import Comparison
+
 
 def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
-    """Pictures side by side: a row a prompt, a column a variant, dense first; MiB and PSNR in the captions."""
+    """Plot the images of a comparison: a row per prompt, a column per variant, dense first.
+
+    The captions have the component's MiB and the PSNR against dense in dB.
+
+    Args:
+        comparison: Any comparison; of videos, the middle frame is shown.
+        rows: Show only the first prompts; None shows all.
+    """
     prompts, variants = comparison.prompts[:rows], comparison.variants
-    figure, axes = _canvas(len(prompts), len(variants))
+    figure, axes = image_axes(len(prompts), len(variants))
     for column, variant in enumerate(variants):
-        axes[0, column].set_title(f"{variant.name}\n{variant.weights.mib:.1f} MiB, {_db(variant.psnr)}", fontsize=8)
-        for row, prompt in enumerate(prompts):
-            ax = axes[row, column]
-            ax.imshow(frame_of(variant.images[row]))
+        axes[0, column].set_title(f"{variant.name}\n{variant.weights.mib:.1f} MiB, {mean_db(variant.psnr)}", fontsize=8)
+        for row in range(len(prompts)):
+            axes[row, column].imshow(frame_of(variant.images[row]))
             if variant.psnr:
-                ax.set_xlabel(f"{variant.psnr[row]:.1f} dB", fontsize=6, labelpad=2)
-            if column == 0:
-                _row_label(ax, prompt)
+                axes[row, column].set_xlabel(f"{variant.psnr[row]:.1f} dB", fontsize=6, labelpad=2)
+    for row, prompt in enumerate(prompts):
+        label_row(axes[row, 0], prompt)
     return figure
 
 
 def plot_pictures(pictures: Mapping[str, np.ndarray]) -> Figure:
-    """Pictures in a row under their names, uint8 (height, width, 3) or videos of it."""
-    figure, axes = _canvas(1, len(pictures))
-    for ax, (name, picture) in zip(axes[0], pictures.items(), strict=True):
+    """Plot images in a row, titled by their names: uint8 (height, width, 3), or videos (frames, height, width, 3)."""
+    figure, axes = image_axes(1, len(pictures))
+    for ax, (name, image) in zip(axes[0], pictures.items(), strict=True):
         ax.set_title(name, fontsize=8)
-        ax.imshow(frame_of(picture))
+        ax.imshow(frame_of(image))
     return figure
 
 
 def plot_difference(comparison: Comparison, row: int = 0, gain: float = 5.0) -> Figure:
-    """One prompt's pictures and, below them, their difference from dense, ``gain`` times amplified around grey."""
+    """Plot one prompt's images and, below them, their differences from dense.
+
+    Args:
+        comparison: Any comparison.
+        row: Index of the prompt.
+        gain: Factor of the differences; mid-grey is no difference.
+    """
     variants = comparison.variants
-    figure, axes = _canvas(2, len(variants))
+    figure, axes = image_axes(2, len(variants))
     dense = frame_of(variants[0].images[row]).astype(np.float32)
     for column, variant in enumerate(variants):
-        picture = frame_of(variant.images[row])
-        difference = np.clip(128 + gain * (picture.astype(np.float32) - dense), 0, 255).astype(np.uint8)
+        image = frame_of(variant.images[row])
+        difference = np.clip(128 + gain * (image.astype(np.float32) - dense), 0, 255).astype(np.uint8)
         axes[0, column].set_title(variant.name, fontsize=8)
-        axes[0, column].imshow(picture)
+        axes[0, column].imshow(image)
         axes[1, column].imshow(difference)
         if variant.psnr:
             axes[1, column].set_xlabel(f"{variant.psnr[row]:.1f} dB", fontsize=6, labelpad=2)
-    _row_label(axes[0, 0], comparison.prompts[row])
-    _row_label(axes[1, 0], f"difference from dense, x{gain:g}")
+    label_row(axes[0, 0], comparison.prompts[row])
+    label_row(axes[1, 0], f"difference from dense, x{gain:g}")
     return figure

@@ -2,82 +2,101 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from modelopt_nb.lab.compare.results import Comparison
-from modelopt_nb.lab.plots.style import STYLE, _one, style
+from modelopt_nb.lab.plots.style import FALLBACK, STYLE, single_axes, variant_style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from modelopt_nb.lab.compare.results import Comparison
 
 
 def plot_quality(comparison: Comparison) -> Figure:
-    """PSNR against the component's MiB, a point a variant, with the dense size as a line."""
-    figure, ax = _one(6, 3.6)
-    ax.axvline(comparison.variants[0].weights.mib, color=STYLE["dense"][0], linestyle="--", linewidth=1, label="dense")
-    for variant in comparison.variants[1:]:
-        colour, marker = style(variant)
-        low, mean, high = min(variant.psnr), statistics.fmean(variant.psnr), max(variant.psnr)
-        bars = [[mean - low], [high - mean]]
+    """Plot PSNR (mean, worst and best prompt) against the component's MiB, a point per variant; a line marks dense."""
+    figure, ax = single_axes(6, 3.6)
+    dense, *others = comparison.variants
+    ax.axvline(dense.weights.mib, color=STYLE["dense"][0], linestyle="--", linewidth=1, label="dense")
+    for variant in others:
+        colour, marker = variant_style(variant)
+        mean = statistics.fmean(variant.psnr)
         ax.errorbar(
-            variant.weights.mib, mean, bars, color=colour, marker=marker, markersize=7, capsize=3, label=variant.name
+            variant.weights.mib,
+            mean,
+            [[mean - min(variant.psnr)], [max(variant.psnr) - mean]],
+            color=colour,
+            marker=marker,
+            markersize=7,
+            capsize=3,
+            label=variant.name,
         )
-    ax.set_xlabel(f"{comparison.component} weights, MiB (scales included)")
-    ax.set_ylabel("PSNR against dense, dB")
-    ax.set_title("Quality against bytes: mean, with the worst and best prompt", fontsize=10)
+    ax.set_title("Quality against bytes: mean, worst and best prompt", fontsize=10)
     ax.set_xlim(left=0)
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
-    return figure
-
-
-def plot_schemes(comparison: Comparison) -> Figure:
-    """A row a variant, fewest bits last: what the reader names right, with its 95 % interval, and PSNR against dense.
-
-    For a comparison whose prompts say their subject and background, as those of :func:`modelopt_nb.load_prompts` do.
-    """
-    from matplotlib.figure import Figure
-
-    frame = comparison.frame.sort_values("bits per weight", kind="stable")
-    styles = {v.name: style(v) for v in comparison.variants}
-    figure = Figure(figsize=(8.4, 1.1 + 0.3 * len(frame)), dpi=100, layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True, width_ratios=(2, 2, 2))
-    for y, (name, row) in enumerate(frame.iterrows()):
-        colour, marker = styles[name]
-        for ax, column in zip(panels, ("subject_ok", "background_ok"), strict=False):
-            ax.plot([row[f"{column} low"], row[f"{column} high"]], [y, y], color=colour, linewidth=1.5)
-            ax.plot(row[column], y, marker, color=colour, markersize=7)
-        panels[2].plot(row["PSNR dB"], y, marker, color=colour, markersize=7)
-    labels = [f"{name}, {row['bits per weight']:.1f} bits a weight" for name, row in frame.iterrows()]
-    panels[0].set_yticks(range(len(frame)), labels, fontsize=8)
-    titles = ("subject right, %", "background right, %", "PSNR against dense, dB")
-    for ax, title in zip(panels, titles, strict=True):
-        ax.set_title(title, fontsize=9)
-        ax.tick_params(axis="x", labelsize=8)
-        ax.grid(alpha=0.3)
-    figure.supxlabel(f"{len(comparison.prompts)} prompts, {comparison.steps} steps; bars: 95 % intervals", fontsize=8)
+    _label_axes(ax, comparison)
     return figure
 
 
 def plot_frontier(comparison: Comparison, families: Mapping[str, Sequence[str]]) -> Figure:
-    """PSNR against MiB, a colour and a line a family of variants; each point has its variant's name."""
-    figure, ax = _one(7, 4.2)
+    """Plot PSNR against the component's MiB: a line per family, a labelled point per variant.
+
+    ``families`` holds names of variants by the family's name.
+    """
+    figure, ax = single_axes(7, 4.2)
     frame = comparison.frame
-    for (family, names), (colour, marker) in zip(families.items(), list(STYLE.values())[1:], strict=False):
-        points = frame.loc[list(names)].sort_values("weights MiB")
-        ax.plot(
-            points["weights MiB"], points["PSNR dB"], marker, linestyle="--", linewidth=0.8, color=colour, label=family
-        )
-        for name, point in points.iterrows():
-            ax.annotate(
-                name, (point["weights MiB"], point["PSNR dB"]), xytext=(4, -9), textcoords="offset points", fontsize=6
-            )
-    ax.set_xlabel(f"{comparison.component} weights, MiB (scales included)")
-    ax.set_ylabel("PSNR against dense, dB")
+    styles = itertools.cycle([*list(STYLE.values())[1:], *FALLBACK])
+    for (family, names), (colour, marker) in zip(families.items(), styles, strict=False):
+        points = frame.loc[list(names), ["weights MiB", "PSNR dB"]].sort_values("weights MiB")
+        x, y = points["weights MiB"], points["PSNR dB"]
+        ax.plot(x, y, marker, linestyle="--", linewidth=0.8, color=colour, label=family)
+        for name, point in zip(points.index, points.to_numpy(), strict=True):
+            ax.annotate(str(name), point, xytext=(4, -9), textcoords="offset points", fontsize=6)
     ax.set_title("Quality against bytes", fontsize=10)
     ax.margins(x=0.15, y=0.1)
+    _label_axes(ax, comparison)
+    return figure
+
+
+def _label_axes(ax: Axes, comparison: Comparison) -> None:
+    ax.set_xlabel(f"{comparison.component} weights, MiB (scales included)")
+    ax.set_ylabel("PSNR against dense, dB")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
+
+
+def plot_schemes(comparison: Comparison) -> Figure:
+    """Plot classifier accuracy with 95 % intervals, and PSNR against dense: a row per variant, fewest bits first.
+
+    Raises:
+        ValueError: The prompts do not say their subject and background, as those of :func:`modelopt_nb.load_prompts` do.
+    """
+    from matplotlib.figure import Figure
+
+    frame = comparison.frame.sort_values("bits per weight", kind="stable")
+    if "subject_ok" not in frame:
+        raise ValueError("comparison has no column subject_ok. Allowed: comparisons on prompts from load_prompts(...)")
+    styles = {v.name: variant_style(v) for v in comparison.variants}
+    figure = Figure(figsize=(8.4, 1.1 + 0.3 * len(frame)), dpi=100, layout="constrained")
+    columns = {
+        "subject_ok": "classifier: subject right, %",
+        "background_ok": "classifier: background right, %",
+        "PSNR dB": "PSNR against dense, dB",
+    }
+    panels = figure.subplots(1, len(columns), sharey=True)
+    for ax, (column, title) in zip(panels, columns.items(), strict=True):
+        for y, name in enumerate(frame.index):
+            colour, marker = styles[str(name)]
+            if f"{column} low" in frame:
+                interval = frame.loc[name, [f"{column} low", f"{column} high"]]
+                ax.plot(interval, [y, y], color=colour, linewidth=1.5)
+            ax.plot(frame.loc[name, column], y, marker, color=colour, markersize=7)
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.grid(alpha=0.3)
+    labels = [f"{name}, {bits:.1f} bits per weight" for name, bits in frame["bits per weight"].items()]
+    panels[0].set_yticks(range(len(frame)), labels, fontsize=8)
+    figure.supxlabel(f"{len(comparison.prompts)} prompts, {comparison.steps} steps; bars: 95 % intervals", fontsize=8)
     return figure

@@ -1,19 +1,21 @@
-"""Colours, markers and canvases shared by all plots."""
+"""Colours, markers and axes shared by all plots."""
 
 from __future__ import annotations
 
 import statistics
+import textwrap
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from modelopt_nb.lab.compare.variants import Variant
+from modelopt_nb import QUANT_TYPES
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: One colour and one marker for each quant type, in every notebook.
+    from modelopt_nb.lab.compare.variants import Variant
+
+#: One colour and one marker per quant type, in every notebook.
 STYLE: dict[str, tuple[str, str]] = {
     "dense": ("#333333", "*"),
     "FP8": ("#0072b2", "o"),
@@ -22,27 +24,37 @@ STYLE: dict[str, tuple[str, str]] = {
     "NF4": ("#009e73", "^"),
     "NVFP4": ("#cc79a7", "v"),
 }
+#: For quant types that are not in :data:`STYLE`, in their order.
+FALLBACK = (("#56b4e9", "P"), ("#882255", "X"), ("#999933", "p"), ("#332288", "h"))
+
+IMAGE_INCHES = 1.7  # side of an image in a figure
 
 
-CELL = 1.7  # inches, side of a picture in a figure
+def type_style(quant_type: str) -> tuple[str, str]:
+    """Return colour and marker of a quant type; of a combined type, those of its weights."""
+    weights = quant_type.split("_")[0]
+    if weights in STYLE:
+        return STYLE[weights]
+    others = [name for name in QUANT_TYPES if name not in STYLE]
+    return FALLBACK[(others.index(weights) if weights in others else len(others)) % len(FALLBACK)]
 
 
-def style(variant: Variant) -> tuple[str, str]:
-    """Colour and marker of a variant, by the type of its weights."""
-    kind = variant.report.quant_type.split("_")[0] if variant.report else "dense"
-    return STYLE.get(kind, ("#777777", "x"))
+def variant_style(variant: Variant) -> tuple[str, str]:
+    """Return colour and marker of a variant of a comparison."""
+    return type_style(variant.report.quant_type) if variant.report else STYLE["dense"]
 
 
-def frame_of(picture: np.ndarray) -> np.ndarray:
-    """The picture itself, or the middle frame of a video."""
-    return picture[len(picture) // 2] if picture.ndim == 4 else picture
+def frame_of(image: np.ndarray) -> np.ndarray:
+    """Return the image (height, width, 3), or the middle frame of a video (frames, height, width, 3)."""
+    return image[len(image) // 2] if image.ndim == 4 else image
 
 
-def _canvas(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+def image_axes(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes (rows, columns) for images, without ticks."""
     from matplotlib.figure import Figure
 
-    size = (0.6 + CELL * columns, 0.5 + (CELL + 0.18) * rows)
-    figure = Figure(figsize=size, dpi=100 if rows <= 6 else 80, layout="constrained")  # a large grid stays under 2 MB
+    size = (0.6 + IMAGE_INCHES * columns, 0.5 + (IMAGE_INCHES + 0.18) * rows)
+    figure = Figure(figsize=size, dpi=100 if rows <= 6 else 80, layout="constrained")  # keeps large grids under 2 MB
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_xticks([])
@@ -52,18 +64,19 @@ def _canvas(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
-def _row_label(ax: Axes, prompt: str) -> None:
-    import textwrap
-
-    ax.set_ylabel("\n".join(textwrap.wrap(prompt, 20)), fontsize=7)
-
-
-def _db(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.1f} dB" if values else "the reference"
-
-
-def _one(width: float, height: float) -> tuple[Figure, Axes]:
+def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of that size in inches and its one pair of axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     return figure, figure.subplots()
+
+
+def label_row(ax: Axes, prompt: str) -> None:
+    """Write ``prompt`` to the left of a row of images."""
+    ax.set_ylabel("\n".join(textwrap.wrap(prompt, 20)), fontsize=7)
+
+
+def mean_db(psnr: list[float]) -> str:
+    """Return the mean PSNR in dB as text; dense has none and is the reference."""
+    return f"{statistics.fmean(psnr):.1f} dB" if psnr else "the reference"

@@ -2,85 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from modelopt_nb import ACTIVATION_SCALES, SCHEMES, ModelOptConfig, make_config, quantize
+from modelopt_nb import ACTIVATION_SCALES, SCHEMES, ModelOptConfig, make_config, quantize, quiet
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: ModelOpt's algorithms for diffusion models that :func:`algorithm_table` tries.
+ALGORITHMS = ("max", "mse", "smoothquant", "awq_lite", "svdquant")
+
+
+def check_scheme(quant_type: str, **options: Any) -> str:
+    """Pack and run a tiny linear layer: return ``"runs"``, ``"needs CUDA (...)"`` or ``"not supported (...)"``.
+
+    The text in parentheses is the error. An algorithm that gives the same outputs as ``"max"`` is not supported either.
+    Prints nothing and leaves torch's global random state unchanged.
+
+    Args:
+        quant_type: A quant type, a combined type or a scheme.
+        options: As for :func:`modelopt_nb.make_config`.
+    """
     import torch
 
-
-def _layer() -> object:
-    import torch
-
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.nn.Sequential(torch.nn.Linear(256, 128)).to(device)
-
-
-def _verdict(work: Callable[[], None]) -> str:
-    """``runs``, or why not, from trying."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        work()
-    except Exception as error:  # the reason is the answer, whatever it is
+        with torch.random.fork_rng(devices), torch.no_grad(), quiet():
+            _try(quant_type, options, "cuda" if devices else "cpu")
+    except Exception as error:  # any error is the answer
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         needs_cuda = any(word in reason.lower() for word in ("cuda", "triton", "gpu"))
         return f"needs CUDA ({reason})" if needs_cuda else f"not supported ({reason})"
     return "runs"
 
 
-def check_scheme(quant_type: str, **options: Any) -> str:
-    """Pack a tiny layer with ``quant_type`` (a type, a combined type or a scheme) and run it: ``runs``, or why not.
-
-    ``options`` are those of :func:`modelopt_nb.make_config`. An algorithm that leaves the layer as ``"max"`` does is not
-    supported either.
-    """
+def _try(quant_type: str, options: dict[str, Any], device: str) -> None:
+    """Raise unless a packed layer's outputs are close to the dense ones, and the algorithm changes them."""
     import torch
 
-    def work() -> None:
-        def packed(config: ModelOptConfig) -> torch.Tensor:
-            model = _layer()
-            quantize(model, config, lambda m: m(x))
-            return model(x)
+    torch.manual_seed(0)
+    dense = torch.nn.Sequential(torch.nn.Linear(256, 128)).to(device)
+    x = torch.randn(4, 256, device=device)
 
-        model = _layer()
-        x = torch.randn(4, 256, device=next(model.parameters()).device)
-        with torch.no_grad():
-            dense, config = model(x), make_config(quant_type, **options)
-            output = packed(config)
-            error = ((output - dense).norm() / dense.norm()).item()
-            if not error < 0.3:
-                raise ArithmeticError(f"relative output error {error:.2g}")
-            method = config.modelopt_config["algorithm"]["method"]
-            if method != "max" and torch.equal(
-                output, packed(make_config(quant_type, **options | {"algorithm": "max"}))
-            ):
-                raise ValueError(f"{method} changes nothing")
+    def packed_output(config: ModelOptConfig) -> torch.Tensor:
+        model = copy.deepcopy(dense)
+        quantize(model, config, lambda m: m(x))
+        return model(x)
 
-    return _verdict(work)
-
-
-#: ModelOpt's algorithms for diffusion models that :func:`algorithm_table` tries.
-ALGORITHMS = ("max", "mse", "smoothquant", "awq_lite", "svdquant")
+    config = make_config(quant_type, **options)
+    output, reference = packed_output(config), dense(x)
+    error = ((output - reference).norm() / reference.norm()).item()
+    if not error < 0.3:  # also NaN
+        raise ArithmeticError(f"relative output error {error:.2g}")
+    as_max: dict[str, Any] = {**options, "algorithm": "max"}
+    method = config.modelopt_config["algorithm"]["method"]
+    if method != "max" and torch.equal(output, packed_output(make_config(quant_type, **as_max))):
+        raise ValueError(f"{method} changes nothing")
 
 
 def algorithm_table(
     schemes: Iterable[str] = tuple(SCHEMES), activations: Iterable[str] = ("FP8", "INT8")
 ) -> pd.DataFrame:
-    """Which algorithm goes with which scheme, found by trying each on a tiny layer: ``runs``, or why not.
+    """Try every algorithm with every scheme on a tiny layer: a frame of :func:`check_scheme`'s answers.
 
-    A row a scheme and an activation type with a way to scale it (both empty for weights alone), a column an algorithm.
+    A row per scheme, activation type and activation scale (both empty for weights only); a column per algorithm.
     """
     import pandas as pd
 
-    ways = [("", ""), *((kind, scale) for kind in activations for scale in ACTIVATION_SCALES)]
+    activation_options = [("", ""), *((kind, scale) for kind in activations for scale in ACTIVATION_SCALES)]
     rows = {}
     for scheme in schemes:
-        name, chosen = SCHEMES[scheme]
-        for kind, scale in ways:
-            options = chosen | ({"activation_scale": scale} if kind else {})
-            combined = f"{name}_{kind}" if kind else name
-            rows[scheme, kind, scale] = {a: check_scheme(combined, algorithm=a, **options) for a in ALGORITHMS}
+        weights, weight_options = SCHEMES[scheme]
+        for kind, scale in activation_options:
+            options: dict[str, Any] = {**weight_options, **({"activation_scale": scale} if kind else {})}
+            quant_type = f"{weights}_{kind}" if kind else weights
+            rows[scheme, kind, scale] = {a: check_scheme(quant_type, algorithm=a, **options) for a in ALGORITHMS}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["scheme", "activations", "scale"])

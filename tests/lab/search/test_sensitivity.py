@@ -1,12 +1,10 @@
 import copy
 
 import pytest
-import torch
-from tests.architectures import build
 
-from modelopt_nb import Call, capture, layer_groups, make_config, quantize, sensitivity
-from modelopt_nb.experiments import gradient_scores
-from modelopt_nb.quantization import plan
+from modelopt_nb import ModelCall, generate, layer_groups, make_config, plan, quantize, record_calls, sensitivity
+from modelopt_nb.lab.search.gradient_scores import gradient_scores
+from tests.architectures import build
 
 
 def relative_error(model, dense, call) -> float:
@@ -15,23 +13,23 @@ def relative_error(model, dense, call) -> float:
 
 
 @pytest.fixture
-def call(inputs) -> Call:
-    return Call(0, (), inputs)
+def call(inputs) -> ModelCall:
+    return ModelCall(0, (), inputs)
 
 
 @pytest.mark.parametrize("config", [make_config("INT4"), make_config("INT4", pointwise_as_linear=True),
                                     make_config("INT8", channel_quantize=0, weight_only=False)])  # fmt: skip
-def test_errors_are_those_of_really_quantizing(transformer, call, config):
+def test_errors_are_those_of_quantizing_the_group(transformer, call, config):
     if not config.weight_only:
         config.forward_loop = call
     before = {name: value.clone() for name, value in transformer.state_dict().items()}
-    frame = sensitivity(transformer, config, [call], "part", progress=False)
-    assert all(torch.equal(value, before[name]) for name, value in transformer.state_dict().items())
-    groups = layer_groups(transformer, "part", [x.name for x in plan(transformer, config)[0] if x.packed])
+    frame = sensitivity(transformer, config, [call], "part", without=True, progress=False)
+    assert all(value.equal(before[name]) for name, value in transformer.state_dict().items())
+    groups = layer_groups(transformer, "part", [x.name for x in plan(transformer, config).layers if x.packed])
     for group, names in groups.items():
         others = [name for other, theirs in groups.items() if other != group for name in theirs]
-        for spared, column in ((others, "error alone"), (names, "error without")):
-            config.modules_to_not_convert = spared
+        for excluded, column in ((others, "error alone"), (names, "error without")):
+            config.modules_to_not_convert = excluded
             model = copy.deepcopy(transformer)
             quantize(model, config)
             error = relative_error(model, transformer, call)
@@ -49,12 +47,12 @@ def test_rows_are_sorted_by_error_for_their_bytes(transformer, call):
 
 
 def test_an_interrupted_run_keeps_what_it_finished(transformer, inputs):
-    class Interrupted(Call):
+    class Interrupted(ModelCall):
         made = 0
 
         def __call__(self, model):
             Interrupted.made += 1
-            if Interrupted.made == 6:  # one dense, two groups of two, and one more
+            if Interrupted.made == 4:  # one dense, two groups, and one more
                 raise KeyboardInterrupt
             return super().__call__(model)
 
@@ -80,42 +78,27 @@ def test_wrong_input(transformer, call, arguments, message):
 
 
 @pytest.mark.parametrize("pointwise", [False, True])
-def test_auto_quantize_scores_stand_for_the_measured_errors(pipeline, pointwise):
-    calls = capture(pipeline, ["a lemon on a blue background"], steps=4, at=(0.5,))
+def test_gradient_scores_estimate_the_measured_errors(pipeline, pointwise):
+    with record_calls(pipeline, None, at=(0.5,)) as calls:
+        generate(pipeline, ["a lemon on a blue background"], steps=3, decode=False)
     model, config = pipeline.transformer, make_config("INT4", pointwise_as_linear=pointwise)
-    groups = layer_groups(model, "part", [x.name for x in plan(model, config)[0] if x.packed])
-    measured = sensitivity(model, config, calls, groups, without=False, progress=False)["error alone"]
-    scores = gradient_scores(model, config, calls, groups, progress=False)
-    ratio = measured / measured.index.map(scores)
-    assert ratio.between(0.3, 3).all()
-    assert measured.corr(ratio.index.to_series().map(scores), method="spearman") > 0.8
+    groups = layer_groups(model, "part", [x.name for x in plan(model, config).layers if x.packed])
+    measured = sensitivity(model, config, calls, groups, progress=False)["error alone"]
+    scores = measured.index.to_series().map(gradient_scores(model, config, calls, groups, progress=False))
+    assert (measured / scores).between(0.3, 3).all()
+    assert measured.corr(scores, method="spearman") > 0.8
+
+
+def test_gradients_need_types_that_modelopt_rounds(transformer, call):
     with pytest.raises(ValueError, match="cannot try NF4"):
-        gradient_scores(model, make_config("NF4"), calls, groups)
-
-
-def test_captured_calls_are_the_pipelines_own(pipeline):
-    outputs = []
-    hook = pipeline.transformer.register_forward_hook(lambda model, args, output: outputs.append(output[0].clone()))
-    try:
-        calls = capture(pipeline, ["a lemon on a blue background"], 3, steps=5, at=(0, 0.5, 1))
-    finally:
-        hook.remove()
-    assert [(call.step, call.steps) for call in calls] == [(0, 5), (2, 5), (4, 5)]
-    assert [call.weight for call in calls] == pytest.approx([1, 0.36, 0.04])
-    for call in calls:
-        assert torch.equal(call(pipeline.transformer), outputs[call.step])
-
-
-@pytest.mark.parametrize(("arguments", "message"), [({"at": (1.5,)}, "at="), ({"at": ()}, "at="), ({"prompts": []}, "prompts="),
-                                                    ({"component": "unet"}, "component='unet'")])  # fmt: skip
-def test_wrong_captures(pipeline, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        capture(pipeline, **{"prompts": ["a lemon on a blue background"]} | arguments)
+        gradient_scores(transformer, make_config("NF4"), [call], {"q": ["transformer_blocks.0.attn1.to_q"]})
 
 
 @pytest.mark.parametrize("name", ["SD3", "FLUX", "UNet2DCondition", "Wan"])
 def test_other_models(name):
     model, inputs = build(name)
-    frame = sensitivity(model, make_config("NVFP4", pointwise_as_linear=True), [Call(0, (), inputs)], progress=False)
+    frame = sensitivity(
+        model, make_config("NVFP4", pointwise_as_linear=True), [ModelCall(0, (), inputs)], progress=False
+    )
     assert (frame["error alone"] > 0).all() and (frame["error alone"] < 1).all()
     assert len(frame) >= 5
