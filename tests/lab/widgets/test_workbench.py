@@ -76,7 +76,7 @@ def test_alternatives_say_why_not():
 @pytest.mark.parametrize("choice", [Choice("INT8 channel", activations="INT8", scale="static tensor", algorithm="smoothquant"),
                                     Choice("INT4 block", algorithm="awq_lite"), Choice("NF4", block=128, pointwise=True),
                                     Choice("FP8", activations="FP8", excluded=("attn1",))])  # fmt: skip
-def test_what_is_not_refused_generates(workbench, quick_calibration, choice):
+def test_what_is_not_refused_generates(quick_calibration, workbench, choice):
     assert why_not(choice) == ""
     request = workbench.request(ASKED | {"variants": [choice], "steps": 1})
     assert [tile.name for tile in workbench.generate(request)] == ["dense", choice.name]
@@ -133,7 +133,7 @@ for i, code in enumerate({codes!r}):
 """
 
 
-def test_code_generates_the_same_image_without_the_widget(workbench, quick_calibration, tmp_path):
+def test_code_generates_the_same_image_without_the_widget(quick_calibration, workbench, tmp_path):
     plain = ["INT8 channel", "INT4"]
     with_package = [Choice("NF4", pointwise=True), Choice("INT8", activations="INT8", algorithm="smoothquant")]
     request = workbench.request(ASKED | {"variants": [*plain, *with_package]})
