@@ -70,7 +70,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("the classifier says", None, "subject and background of the image, by the classifier"),
 )  # fmt: skip
 
-#: Decimals of a number by the name of its column; guidance stands in the explorer's history.
+#: Decimals of a number by the name of its column; ``guidance`` is a column of the explorer's history.
 DIGITS: dict[str, int] = {c.name: c.digits for c in COLUMNS if c.digits is not None} | {"guidance": 1}
 
 

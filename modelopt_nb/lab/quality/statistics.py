@@ -27,4 +27,4 @@ def verdict(right: int, answers: int, images: int, variants: int = 1) -> str:
     if answers < FEWEST:
         return f"too few answers: {answers} of {FEWEST}"
     p = binomtest(right, answers, 1 / images, alternative="greater").pvalue
-    return "you can tell it" if p < 0.05 / variants else "cannot be told from guessing"
+    return "distinguishable" if p < 0.05 / variants else "not distinguishable from guessing"
