@@ -29,16 +29,12 @@ def matches(pattern: str, layer: str, modules: Container[str]) -> bool:
 def matching_layers(
     model: object, argument: str, pattern: str, layers: Iterable[str], modules: Container[str]
 ) -> list[str]:
-    """List the ``layers`` that ``pattern`` matches. ``model`` is a model or its name, for the error text.
-
-    Raises:
-        ValueError: Naming ``argument`` and the nearest names, if it matches none.
-    """
+    """List the ``layers`` that ``pattern`` matches. Raises ValueError, naming ``argument`` and ``model``, if none."""
     layers = list(layers)
     if found := [layer for layer in layers if matches(pattern, layer, modules)]:
         return found
     parts = sorted({part for layer in layers for part in (layer, *layer.split("."))})
     close = difflib.get_close_matches(pattern, parts, n=3, cutoff=0.4)
-    hint = f" Nearest: {', '.join(close)}" if close else f" Its layers are named like {layers[0]}"
+    hint = f"Nearest: {', '.join(close)}" if close else f"Its layers are named like {layers[0]}"
     name = model if isinstance(model, str) else type(model).__name__
-    raise ValueError(f"{argument} holds {pattern!r}, which matches no layer of {name}.{hint}")
+    raise ValueError(f"{argument} holds {pattern!r}, which matches no layer of {name}. {hint}")

@@ -1,24 +1,33 @@
-"""Pack and restore models in Diffusers' ``from_pretrained``."""
+"""Pack and restore models in Diffusers' ``from_pretrained``: what :mod:`pack_while_loading` registers.
+
+``from_pretrained(..., quantization_config=config)`` and ``from_pretrained(packed_folder)`` go through these steps:
+
+1. Diffusers reads the configuration and creates this quantizer, then the model on the meta device.
+2. The quantizer creates a packer. That verifies a packed checkpoint against its manifest, plans which layers to pack,
+   inserts ModelOpt's quantizers and prepares the layers for packed tensors.
+3. Diffusers reads the weights one by one. Each dense weight is packed as it arrives, so the whole dense model is never in
+   memory; with a forward loop all wait for step 4. Each packed tensor is put in place unchanged.
+4. The packer calibrates if there is a forward loop, packs what waited, and measures the report.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
 from torch import nn
 
-from modelopt_nb.checkpoints.manifest import METADATA
-from modelopt_nb.checkpoints.packer import Packer
-from modelopt_nb.packing.report import Report
+from modelopt_nb.upstream.repairs.atomic_save.manifest import METADATA
 
 
 class DiffusersQuantizer(NVIDIAModelOptQuantizer):
-    """Diffusers' quantizer for ModelOpt, on :class:`Packer`. ``report`` says what was packed.
+    """Diffusers' quantizer for ModelOpt, with a ``packer_class`` that packs. ``report`` says what was packed.
 
     A packed checkpoint is restored from its configuration; no pickle is needed.
     """
 
-    report: Report | None = None
+    packer_class: ClassVar[Any] = None
+    report: Any = None
 
     @property
     def is_serializable(self) -> bool:
@@ -48,7 +57,7 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         names, files = getattr(self, "_checkpoint", ([], []))
-        self.packer = Packer(self.quantization_config, model, files, self.pre_quantized)
+        self.packer = self.packer_class(self.quantization_config, model, files, self.pre_quantized)
         model.config.quantization_config = self.quantization_config
         if self.pre_quantized:
             self.packer.expect_files(files, names)
