@@ -2,9 +2,8 @@ import pytest
 import torch
 from tests.architectures import BUILDERS, build
 
-from modelopt_nb import KINDS, layer_frame, layer_groups, make_config, quantize, select
+from modelopt_nb import KINDS, layer_frame, make_config, quantize, select
 from modelopt_nb.config import names_layer
-from modelopt_nb.selection import as_groups
 
 KNOWN = {
     "SD3": {
@@ -116,18 +115,6 @@ def test_a_whole_name_is_not_a_part_of_another():
     assert names_layer("blocks.1.q.weight", "blocks.1.q", modules)  # the name of a parameter, as the doc has it
 
 
-def test_groups_hold_each_layer_once():
-    model = build("Sana")[0]
-    every = list(layer_frame(model).index)
-    for by in ("layer", "block", "kind", "part"):
-        groups = layer_groups(model, by)
-        assert sorted(name for names in groups.values() for name in names) == sorted(every)
-    assert list(layer_groups(model, "part")) == [
-        "embedding", "modulation", "block 0 attention", "block 0 cross-attention", "block 0 pointwise convolution",
-        "block 0 convolution", "output projection",
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -142,20 +129,6 @@ def test_groups_hold_each_layer_once():
 def test_wrong_selections(transformer, asked, message):
     with pytest.raises(ValueError, match=message):
         select(transformer, **asked)
-
-
-@pytest.mark.parametrize(
-    ("groups", "message"),
-    [
-        ({"a": "attn1", "b": "to_q"}, r"groups holds transformer_blocks.0.attn1.to_q twice: in 'a' and in 'b'"),
-        ({"a": "attn7"}, r"groups\['a'\] holds 'attn7', which matches no layer"),
-        ({"a": []}, r"groups\['a'\] is empty"),
-        ("colour", r"by='colour' is not known. Allowed: layer, kind, block, part"),
-    ],
-)
-def test_wrong_groups(transformer, groups, message):
-    with pytest.raises(ValueError, match=message):
-        as_groups(transformer, groups, layer_frame(transformer).index)
 
 
 def test_layers_of_a_model_of_ones_own():
