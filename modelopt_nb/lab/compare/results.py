@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from modelopt_nb.lab.compare.columns import COLUMNS, Table
-from modelopt_nb.lab.compare.variants import Variant
+from modelopt_nb.lab.compare.table import Table
+from modelopt_nb.lab.compare.variants import COLUMNS, Variant
 
 if TYPE_CHECKING:
     import numpy as np

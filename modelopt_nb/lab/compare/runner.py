@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import ModelOptConfig, check_config, dequantized, peak_memory, quantize, weight_bytes
 from modelopt_nb.lab.calibration.model_calls import ModelCall, record_calls
-from modelopt_nb.lab.compare.columns import COLUMNS, DENSE
 from modelopt_nb.lab.compare.results import Comparison, machine
-from modelopt_nb.lab.compare.variants import Variant, configs_by_name
+from modelopt_nb.lab.compare.variants import COLUMNS, DENSE, Variant, configs_by_name
 from modelopt_nb.lab.pipelines.generate import (
     cached_prompt_embeddings,
     check_counts,

@@ -1,18 +1,21 @@
-"""What is compared: configurations by name, and the measurements of each."""
+"""What is compared: configurations by name, the measurements of each, and the columns that show them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modelopt_nb import ModelOptConfig, Report, WeightBytes, make_config
-from modelopt_nb.lab.compare.columns import COLUMNS, DENSE
+from modelopt_nb import MIB, ModelOptConfig, Report, WeightBytes, make_config
+from modelopt_nb.lab.quality.statistics import percent
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+#: The name of the model that is not quantized.
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,63 @@ class Variant:
     def numbers(self) -> dict[str, Any]:
         """The row of :attr:`Comparison.frame`: values by the names of :data:`COLUMNS`, then the means of ``measures``."""
         values = {column.name: column.value(self) for column in COLUMNS if column.value}
-        means = {name: statistics.fmean(values) for name, values in self.measures.items()}
+        means = {name: statistics.fmean(measure) for name, measure in self.measures.items()}
         return {name: value for name, value in values.items() if value is not None} | means
 
 
-def configs_by_name(variants: Any) -> dict[str, ModelOptConfig]:
+@dataclass(frozen=True)
+class Column:
+    """One column of a comparison.
+
+    ``name`` contains the unit, ``digits`` are the decimals shown (None: text), ``source`` says what the number is. ``value``
+    computes it from a variant, or returns None for a variant without it; a column without ``value`` is filled by the explorer.
+    """
+
+    name: str
+    digits: int | None
+    source: str
+    value: Callable[[Variant], Any] | None = None
+    timing: bool = False  # changes from run to run, so that tables leave it out
+    bound: bool = False  # end of an interval, so that tables leave it out
+    explorer: bool = True  # shown by the explorer under each image
+
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values) if values else float("nan")
+
+
+def _correct(name: str) -> tuple[Column, ...]:
+    """Percent of images whose ``name`` the classifier recognizes, with the bounds of its interval."""
+
+    def end(index: int) -> Callable[[Variant], float | None]:
+        return lambda v: None if v.correct is None else percent(v.correct[f"{name}_ok"].tolist())[index]
+
+    source = f"images whose {name} the classifier recognizes, percent"
+    return (
+        Column(f"{name}_ok", 1, source, end(0), explorer=False),
+        Column(f"{name}_ok low", 1, f"{source}: lower bound of the 95 % interval", end(1), bound=True, explorer=False),
+        Column(f"{name}_ok high", 1, f"{source}: upper bound of the 95 % interval", end(2), bound=True, explorer=False),
+    )
+
+
+#: The columns of :attr:`Comparison.frame`, of its tables and of the explorer, in their order.
+COLUMNS: tuple[Column, ...] = (
+    Column("precision", None, "what weights and activations are rounded to", lambda v: v.report.precision if v.report else DENSE),
+    Column("weights MiB", 2, "bytes of the component's parameters and buffers", lambda v: v.weights.mib),
+    Column("bits per weight", 2, "these bytes per weight, scales and dense layers included", lambda v: v.weights.bits_per_weight),
+    Column("of bf16", 3, "these bytes over those of the same weights in bfloat16", lambda v: v.weights.of_bf16, explorer=False),
+    Column("of dense", 2, "these bytes over those of the dense component"),
+    Column("peak MiB", 0, "peak memory of generating one image: see Runner.peak", lambda v: v.peak / MIB),
+    Column("s per step", 4, "time of the component in one denoising step of one image", lambda v: v.step, timing=True),
+    Column("PSNR dB", 1, "mean over the images, against dense: skimage", lambda v: _mean(v.psnr)),
+    Column("SSIM", 3, "mean over the images, against dense: skimage", lambda v: _mean(v.ssim)),
+    *_correct("subject"),
+    *_correct("background"),
+    Column("the classifier says", None, "subject and background of the image, by the classifier"),
+)  # fmt: skip
+
+
+def configs_by_name(variants: Sequence[str] | Mapping[str, str | ModelOptConfig]) -> dict[str, ModelOptConfig]:
     """Return ``variants`` as configurations by name, without dense.
 
     Raises:

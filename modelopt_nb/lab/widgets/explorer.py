@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from traitlets import Dict, List, Unicode
 
 from modelopt_nb import MIB, SCHEMES, layer_frame
-from modelopt_nb.lab.compare.columns import DENSE, Table
 from modelopt_nb.lab.compare.results import TIMINGS
+from modelopt_nb.lab.compare.table import Table
+from modelopt_nb.lab.compare.variants import DENSE
 from modelopt_nb.lab.pipelines.prompts import load_prompts
 from modelopt_nb.lab.plots.pictures import plot_pictures
 from modelopt_nb.lab.widgets.background import BackgroundWidget, view_code

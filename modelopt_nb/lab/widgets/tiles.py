@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from modelopt_nb.lab.compare.columns import COLUMNS
-from modelopt_nb.lab.compare.columns import as_text as number_as_text
+from modelopt_nb.lab.compare.table import as_text as number_as_text
+from modelopt_nb.lab.compare.variants import COLUMNS
 from modelopt_nb.lab.plots.style import frame_of
 from modelopt_nb.lab.widgets.request import Request
 

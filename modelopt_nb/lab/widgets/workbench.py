@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelopt_nb import weight_bytes
 from modelopt_nb.lab.calibration.model_calls import ModelCall
-from modelopt_nb.lab.compare.columns import DENSE
 from modelopt_nb.lab.compare.results import machine
 from modelopt_nb.lab.compare.runner import Runner
-from modelopt_nb.lab.compare.variants import Variant
+from modelopt_nb.lab.compare.variants import DENSE, Variant
 from modelopt_nb.lab.pipelines.load import component_name, is_embedded
 from modelopt_nb.lab.quality.classifier import classify
 from modelopt_nb.lab.widgets.calibration_calls import CalibrationCalls

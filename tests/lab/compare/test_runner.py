@@ -22,7 +22,7 @@ from modelopt_nb import (
     weight_bytes,
 )
 from modelopt_nb.lab.compare import runner
-from modelopt_nb.lab.compare.columns import COLUMNS
+from modelopt_nb.lab.compare.variants import COLUMNS
 from modelopt_nb.lab.pipelines.load import with_component
 from tests.conftest import ALL_TYPES
 
