@@ -86,7 +86,9 @@ def page(lab):
             "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
         )
         page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_selector(".mnb-blind", timeout=180_000)
+        error = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+        page.wait_for_selector(f".mnb-blind-test, {error}", timeout=180_000)
+        assert not page.locator(error).count(), page.locator(error).first.inner_text()
         page.wait_for_function("document.querySelectorAll('.mnb-explorer figure dl dt').length > 20")
         yield page
         browser.close()
@@ -246,7 +248,7 @@ def test_show_code_and_save(explorer):
 
 
 def test_three_rounds_of_the_blind_test_by_keyboard(page):
-    view = page.locator(".mnb-blind").first
+    view = page.locator(".mnb-blind-test").first
     view.scroll_into_view_if_needed()
     for number in (1, 2, 3):
         view.locator(f"text=Round {number}:").wait_for()
@@ -257,7 +259,7 @@ def test_three_rounds_of_the_blind_test_by_keyboard(page):
         until(view, "dB from dense")
         assert view.locator(".mnb-truth").count() == 1
         if number == 3:
-            shot(view, "blind-light")
+            shot(view, "blind-test-light")
         page.keyboard.press("n")
     answered = [int(text.split(" of ")[1]) for text in view.locator("tbody td:nth-child(2)").all_inner_texts()]
     assert sum(answered) == 3
@@ -271,7 +273,7 @@ def test_dark_theme_and_narrow_window(page, explorer):
     page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
     time.sleep(1)
     shot(explorer, "explorer-dark")
-    shot(page.locator(".mnb-blind").first, "blind-dark")
+    shot(page.locator(".mnb-blind-test").first, "blind-test-dark")
     assert explorer.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
     ink, paper = (explorer.evaluate(f"e => getComputedStyle(e).{what}") for what in ("color", "backgroundColor"))
     assert contrast(ink, paper) > 7

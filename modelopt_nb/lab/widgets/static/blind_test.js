@@ -47,7 +47,7 @@ function render({ model, el }) {
   el.tabIndex = 0;
   el.setAttribute("role", "group");
   el.setAttribute("aria-label", "Blind test: number keys answer, n deals the next round");
-  el.classList.add("mnb", "mnb-blind");
+  el.classList.add("mnb", "mnb-blind-test");
   el.append(h("div", { className: "mnb-row" }, next, h("small", {}, "Keys: the number of an image answers, n deals the next round")), statusLine(model), question, pictures, h("div", { className: "mnb-scroll" }, score), h("p", { className: "mnb-about" }, model.get("about")));
   const unfollow = follow(model, {
     round: () => (showRound(), showStatus()), status: () => (showStatus(), idle() && answered() && next.focus()), score: showScore,
