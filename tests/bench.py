@@ -1,6 +1,7 @@
-"""``make bench``: what must be fast or small, as ratios within one run.
+"""``make bench``: measure speed and size as ratios within one run.
 
-Single timings mean little on a shared machine; a ratio of two things done in turns in one process means more.
+Single timings mean little on a shared machine; a ratio of two things timed in turns in one process means more. Parts can
+be named: ``python -m tests.bench import loading``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 PROMPTS = ["a fox face on a blue background", "a strawberry on a yellow background",
            "a purple background with an owl", "a penguin on an orange background"]  # fmt: skip
@@ -31,32 +36,30 @@ def import_seconds() -> float:
     return min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5))
 
 
-def three_dense(pipeline: object) -> None:
-    from modelopt_nb.pipeline import draw
+def three_dense(pipeline: DiffusionPipeline) -> None:
+    from modelopt_nb import generate
 
     for _ in range(3):
-        draw(pipeline, PROMPTS, range(4), num_inference_steps=STEPS)
+        generate(pipeline, PROMPTS, steps=STEPS)
 
 
-def naive_sweep() -> None:
-    """What a script does that reloads the pipeline for each type and draws from the packed model."""
-    from modelopt_nb import load_pipeline, make_config, quantize
-    from modelopt_nb.pipeline import draw
+def simple_sweep() -> None:
+    """Reload the pipeline for each type and generate images with the packed model, as a simple script does."""
+    from modelopt_nb import generate, load_pipeline, make_config, quantize
 
     for quant_type in [None, *TYPES]:
         pipeline = load_pipeline()
-        pipeline.set_progress_bar_config(disable=True)
         if quant_type:
             quantize(pipeline.transformer, make_config(quant_type))
-        draw(pipeline, PROMPTS, range(4), num_inference_steps=STEPS)
+        generate(pipeline, PROMPTS, steps=STEPS)
 
 
 LOAD = """
 import gc, sys, torch, modelopt_nb
 from diffusers import AutoModel
-from modelopt_nb.memory import _status
+from modelopt_nb.memory.peak import _status
 modelopt_nb.enable()
-modelopt_nb.try_scheme("NF4")  # first use of everything
+modelopt_nb.check_scheme("NF4")  # first use of everything
 gc.collect()
 before = _status("RssAnon")
 with modelopt_nb.peak_memory() as peak:
@@ -95,17 +98,18 @@ def loading(quant_type: str) -> None:
     )
 
 
-def layer_experiments(pipeline: object) -> None:
-    """A full sensitivity run, over the forward passes that it makes: two a group and call, and one dense."""
-    from modelopt_nb import capture, make_config, sensitivity
+def layer_sensitivity(pipeline: DiffusionPipeline) -> None:
+    """A sensitivity run with both errors, over its forward passes: two per group and call, and a dense one per call."""
+    from modelopt_nb import generate, make_config, record_calls, sensitivity
 
     model, config = pipeline.transformer, make_config("INT4", pointwise_as_linear=True)
-    calls = capture(pipeline, PROMPTS, steps=STEPS)
+    with record_calls(pipeline, None, at=(0, 0.5, 0.9)) as calls:
+        generate(pipeline, PROMPTS, steps=STEPS, decode=False)
     sensitivity(model, config, calls, "kind", progress=False)  # first use of everything
     ratios = []
     for _ in range(3):
         forward = min(seconds(lambda: [call(model) for call in calls]) for _ in range(5))
-        whole = seconds(lambda: ratios.append(len(sensitivity(model, config, calls, progress=False))))
+        whole = seconds(lambda: ratios.append(len(sensitivity(model, config, calls, without=True, progress=False))))
         groups = ratios.pop()
         ratios.append(whole / (forward * (1 + 2 * groups)))
     print(
@@ -114,24 +118,24 @@ def layer_experiments(pipeline: object) -> None:
     )
 
 
-def calibrations(pipeline: object) -> None:
+def calibrations(pipeline: DiffusionPipeline) -> None:
     """Six configurations calibrated from one recording, over recording once and replaying six times."""
     import copy
 
-    from modelopt_nb import denoising_loop, load_prompts, make_config, quantize, recorded, replay_loop
+    from modelopt_nb import denoising_loop, load_prompts, make_config, quantize, record_calls, replay_loop
 
-    draw_once, model = denoising_loop(pipeline, load_prompts("calibrate", 8), steps=STEPS), pipeline.transformer
+    generate_once, model = denoising_loop(pipeline, load_prompts("calibrate", 8), steps=STEPS), pipeline.transformer
     scales = ("static tensor", "static channel")
     configs = [
         make_config(f"{weights}_{activations}", activation_scale=scale)
         for weights, activations in (("INT8", "INT8"), ("FP8", "FP8"), ("INT4", "INT8"))
         for scale in scales
     ]
-    quantize(copy.deepcopy(model), configs[0], lambda m: draw_once(m))  # first use of everything
+    quantize(copy.deepcopy(model), configs[0], lambda m: generate_once(m))  # first use of everything
     ratios = []
     for _ in range(5):
-        with recorded(pipeline, 32) as calls:
-            recording = seconds(lambda: draw_once(model))
+        with record_calls(pipeline, 32) as calls:
+            recording = seconds(lambda: generate_once(model))
         loop, replays, whole = replay_loop(calls), recording, recording
         for config in configs:
             replays += seconds(lambda: loop(model))  # noqa: B023
@@ -143,12 +147,11 @@ def calibrations(pipeline: object) -> None:
     )
 
 
-def exploring(pipeline: object) -> None:
-    """The kernel's time for a comparison that is remembered, and the time to the first picture over the pipeline's own."""
+def exploring(pipeline: DiffusionPipeline) -> None:
+    """The kernel's time for cached images, and the time to the first image over the pipeline's own."""
     import logging
 
-    from modelopt_nb import Explorer
-    from modelopt_nb.pipeline import draw
+    from modelopt_nb import Explorer, generate
 
     logging.disable(logging.CRITICAL)  # there is no kernel to send to
     explorer, firsts, again = Explorer(pipeline, TYPES, steps=STEPS), [], []
@@ -157,7 +160,7 @@ def exploring(pipeline: object) -> None:
     ratios = []
     for seed in range(100, 106):
         dense = seconds(
-            lambda: draw(pipeline, PROMPTS[:1], [seed], num_inference_steps=STEPS, guidance_scale=guidance)  # noqa: B023
+            lambda: generate(pipeline, PROMPTS[:1], [seed], steps=STEPS, guidance_scale=guidance)  # noqa: B023
         )
         explorer.select(prompt=PROMPTS[0], seed=seed)
         firsts.clear()
@@ -167,30 +170,15 @@ def exploring(pipeline: object) -> None:
         ratios.append((firsts[0] - start) / dense)
         again.append(seconds(explorer.run))
     print(
-        f"explorer: first picture after {sorted(ratios)[3]:.2f} of the pipeline's own time (goal 1.2); six pictures from "
-        f"memory in {sorted(again)[3]:.3f} s of kernel time (goal 0.1)",
+        f"explorer: first image after {sorted(ratios)[3]:.2f} of the pipeline's own time (goal 1.2); six images from "
+        f"the cache in {sorted(again)[3]:.3f} s of kernel time (goal 0.1)",
         flush=True,
     )
     explorer.close()
 
 
-def main() -> None:
-    from modelopt_nb import compare, load_pipeline
-
-    print(f"import modelopt_nb: {import_seconds():.3f} s (goal 0.5)")
-    for quant_type in ("FP8", "NF4"):
-        loading(quant_type)
-    pipeline = load_pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    compare(pipeline, TYPES, PROMPTS[:1], steps=1, progress=False)  # first use of everything
-    exploring(pipeline)
-    layer_experiments(pipeline)
-    calibrations(pipeline)
-    sweeps(pipeline)
-
-
-def sweeps(pipeline: object) -> None:
-    """A comparison of six and a naive script's, each over six dense runs: three before it and three after."""
+def sweeps(pipeline: DiffusionPipeline) -> None:
+    """Time a comparison of six and a simple script's, each over six dense runs: three before it and three after."""
     from modelopt_nb import compare
 
     def sweep() -> None:
@@ -199,16 +187,39 @@ def sweeps(pipeline: object) -> None:
     rounds, before = [], seconds(lambda: three_dense(pipeline))
     for _ in range(7):
         ratios = []
-        for work in (sweep, naive_sweep):
+        for work in (sweep, simple_sweep):
             with redirect_stderr(StringIO()):
                 whole, after = seconds(work), seconds(lambda: three_dense(pipeline))
             ratios.append(whole / (before + after))
             before = after
         rounds.append(ratios)
-        print("sweep of six {:.2f} of six dense runs; naive script {:.2f}".format(*ratios), flush=True)
-    ours, naive = (sorted(column)[3] for column in zip(*rounds, strict=True))
-    print(f"median of 7: sweep {ours:.2f} (goal 1.15 or less), naive script {naive:.2f}")
+        print("sweep of six {:.2f} of six dense runs; simple script {:.2f}".format(*ratios), flush=True)
+    ours, simple = (sorted(column)[3] for column in zip(*rounds, strict=True))
+    print(f"median of 7: sweep {ours:.2f} (goal 1.15 or less), simple script {simple:.2f}")
+
+
+def imports() -> None:
+    print(f"import modelopt_nb: {import_seconds():.3f} s (goal 0.1)", flush=True)
+
+
+def main(names: list[str]) -> None:
+    """Run the named parts; all by default."""
+    alone = {"import": imports, "loading": lambda: [loading(quant_type) for quant_type in ("FP8", "NF4")]}
+    parts = {"exploring": exploring, "sensitivity": layer_sensitivity, "calibrations": calibrations, "sweeps": sweeps}
+    names = names or [*alone, *parts]
+    if unknown := set(names) - {*alone, *parts}:
+        raise SystemExit(f"unknown parts {', '.join(sorted(unknown))}. Allowed: {', '.join((*alone, *parts))}")
+    for name in alone:
+        if name in names:
+            alone[name]()
+    if chosen := [parts[name] for name in parts if name in names]:
+        from modelopt_nb import compare, load_pipeline
+
+        pipeline = load_pipeline()
+        compare(pipeline, TYPES, PROMPTS[:1], steps=1, progress=False)  # first use of everything
+        for part in chosen:
+            part(pipeline)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
