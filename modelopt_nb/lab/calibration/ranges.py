@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from modelopt_nb import input_amax, layer_frame
+from modelopt_nb import input_amax
 from modelopt_nb.lab.calibration.model_calls import ModelCall
+from modelopt_nb.lab.layers.select import layer_frame
 
 if TYPE_CHECKING:
     import pandas as pd

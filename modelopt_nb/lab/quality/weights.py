@@ -25,7 +25,7 @@ def weight_errors(model: nn.Module, config: ModelOptConfig) -> pd.Series:
     for layer in plan(model, config).layers:
         if layer.layout is not None:  # packed
             weight = model.get_parameter(f"{layer.name}.weight").detach().reshape(layer.shape)
-            change = round_weight(weight, layer.layout) - weight
+            change = round_weight(weight, layer.layout.cfg) - weight
             errors[layer.name] = (change.float().norm() / weight.float().norm()).item()
     return pd.Series(errors, name="relative error").rename_axis("layer")
 
@@ -44,5 +44,5 @@ def representable_values(quant_type: str) -> np.ndarray:
     )
     layout = plan(torch.nn.Sequential(torch.nn.Linear(len(ramp), 1)), make_config(quant_type, **block)).layers[0].layout
     assert layout is not None
-    unpacked = round_weight(ramp[None], layout).double().flatten()
+    unpacked = round_weight(ramp[None], layout.cfg).double().flatten()
     return np.unique((unpacked / unpacked.abs().max()).numpy().round(7))
