@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from modelopt_nb import ModelOptConfig, auto_quantize_scores
+from modelopt_nb import ModelOptConfig, auto_quantize_scores, plan
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.search.sensitivity import call_weights, check_calls
 
@@ -52,8 +52,13 @@ def gradient_scores(
         signs = torch.randint(0, 2, output.shape, generator=generator, device=output.device) * 2 - 1
         return (output * signs).sum() / output.detach().norm() * weight**0.5
 
+    scored = {x.name: x.as_linear for x in plan(model, config).layers if x.packed and x.name in owner}
+    disabled = [x.name for x in plan(model, config).layers if x.name not in scored]
+    entries = config.modelopt_config["quant_cfg"][:3]  # the type's own: all off, weights, inputs
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        layers = auto_quantize_scores(model, config, batches, loss, lambda m, batch: batch[0].output(m), set(owner))
+        layers = auto_quantize_scores(
+            model, entries, scored, disabled, batches, loss, lambda m, batch: batch[0].output(m)
+        )
     scores = dict.fromkeys(groups, 0.0)
     for name, score in layers.items():
         scores[owner[name]] += score / SIGNS
