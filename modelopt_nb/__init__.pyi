@@ -57,7 +57,7 @@ from .lab.widgets.choices import Choice as Choice
 from .lab.widgets.explorer import Explorer as Explorer
 from .memory.peak import PeakMemory as PeakMemory, peak_memory as peak_memory, tensor_memory as tensor_memory
 from .memory.weight_bytes import MIB as MIB, WeightBytes as WeightBytes, weight_bytes as weight_bytes
-from .packing.calibrate import NEED_LOOP as NEED_LOOP, check_algorithm as check_algorithm, check_config as check_config
+from .packing.calibrate import NEED_LOOP as NEED_LOOP, check_algorithm as check_algorithm
 from .packing.input_amax import input_amax as input_amax
 from .packing.plan import LayerPlan as LayerPlan, Plan as Plan, plan as plan
 from .packing.report import Report as Report

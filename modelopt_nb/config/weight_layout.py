@@ -15,12 +15,8 @@ ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m
 class WeightLayout:
     """Describe how the weight of one layer is packed: a quant type with its axis and block sizes.
 
-    Attributes:
-        type: The row of :data:`QUANT_TYPES`.
-        axis: Channel axis, one scale per index; None for one scale per tensor.
-        block, block_axis: Block size in weights, and the axis that blocks run along; None for no blocks.
-        scale_block: Size of the scales' own blocks, in scales.
-        cfg: ModelOpt's quantizer attributes.
+    ``axis`` is the channel axis (None: one scale per tensor), ``block`` the block size in weights along ``block_axis``,
+    ``scale_block`` the size of the scales' own blocks, ``cfg`` ModelOpt's quantizer attributes.
     """
 
     type: QuantType
@@ -32,7 +28,7 @@ class WeightLayout:
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any]) -> "WeightLayout":
-        """Read the ``cfg`` of a ModelOpt weight quantizer. Raises ValueError for a format without a row, or 2-D blocks."""
+        """Read the ``cfg`` of a ModelOpt weight quantizer. Raises ValueError for other formats and 2-D blocks."""
         attributes = cfg if isinstance(cfg, Mapping) else {"num_bits": None}
         blocks = attributes.get("block_sizes") or {}
         axes = [axis for axis in blocks if isinstance(axis, int)]
@@ -46,7 +42,7 @@ class WeightLayout:
         return cls(types[0], attributes.get("axis"), block, block_axis, scale_block, attributes)
 
     def tensors(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return shape and dtype of ``weight`` and of the quantizer's buffers, for a weight of ``shape`` and ``dtype``."""
+        """Return shape and dtype of ``weight`` and the quantizer's buffers, for a weight of ``shape`` and ``dtype``."""
         stored = shape if self.type.bits == 8 else (*shape[:-1], shape[-1] // 2)
         weight = ((math.prod(stored),) if self.type.flat else stored, self.type.stored)
         scales = {name: (self._shape(rule, shape), kind or dtype) for name, rule, kind in self.type.scales}
