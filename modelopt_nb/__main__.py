@@ -1,6 +1,5 @@
-"""``python -m modelopt_nb demo|schemes|doctor``: see :mod:`modelopt_nb.lab.cli`."""
+"""Run the command line: ``python -m modelopt_nb``."""
 
 from modelopt_nb.lab.cli import main
 
-if __name__ == "__main__":
-    main()
+main()

@@ -1,19 +1,17 @@
 """Forward loops for calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
 
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.pipelines.generate import check_counts, generate
 from modelopt_nb.lab.pipelines.load import component_name, is_codec, with_component
 from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import nn
 
 ForwardLoop = Callable[["nn.Module"], None]
 
@@ -67,8 +65,6 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
     inputs = list(inputs) if iter(inputs) is inputs else inputs
 
     def forward_loop(model: nn.Module) -> None:
-        import torch
-
         with torch.no_grad():
             for entry in inputs:
                 if isinstance(entry, ModelCall):

@@ -1,21 +1,18 @@
 """Record a model's calls while a pipeline runs; save, load and replay them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
 
 from modelopt_nb.lab.pipelines.load import component_name
-
-if TYPE_CHECKING:
-    import torch
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,6 @@ class ModelCall:
 
     def __call__(self, model: nn.Module) -> torch.Tensor:
         """Repeat the call without gradients; returns the model's output."""
-        import torch
-
         with torch.no_grad():
             return self.output(model)
 
@@ -187,8 +182,6 @@ def _wrapped(
 
 def save_calls(calls: Sequence[ModelCall], path: str | os.PathLike[str]) -> None:
     """Save calls in a file with ``torch.save``; the write is atomic."""
-    import torch
-
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -201,6 +194,4 @@ def save_calls(calls: Sequence[ModelCall], path: str | os.PathLike[str]) -> None
 
 def load_calls(path: str | os.PathLike[str], device: str | torch.device | None = None) -> list[ModelCall]:
     """Load calls that :func:`save_calls` or :func:`record_calls` saved; unpickles only tensors and plain values."""
-    import torch
-
     return [ModelCall(**call) for call in torch.load(path, weights_only=True, map_location=device)]

@@ -1,17 +1,13 @@
 """Activation ranges per layer and denoising step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from torch import nn
 
 from modelopt_nb import input_amax
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.layers.select import layer_frame
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
 
 
 def activation_ranges(model: nn.Module, calls: Sequence[ModelCall]) -> pd.DataFrame:
@@ -22,8 +18,6 @@ def activation_ranges(model: nn.Module, calls: Sequence[ModelCall]) -> pd.DataFr
     Raises:
         FloatingPointError: NaN or infinity in the model.
     """
-    import pandas as pd
-
     layers = layer_frame(model).index
     frame = pd.DataFrame(index=pd.Index(layers, name="layer"), dtype=float)
     for step in sorted({call.step for call in calls}):

@@ -1,18 +1,15 @@
 """The results of a comparison as a frame and a table."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
 
 from modelopt_nb.lab.compare.table import Table
 from modelopt_nb.lab.compare.variants import COLUMNS, Variant
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from torch import nn
 
 #: Columns that change from run to run.
 TIMINGS = tuple(column.name for column in COLUMNS if column.timing)
@@ -54,8 +51,6 @@ class Comparison:
         ``SSIM``: means over the images, against dense. ``subject_ok`` and ``background_ok``, with the bounds of their 95 %
         intervals: percent of the images that the classifier recognizes, if :func:`modelopt_nb.compare` knows what they show.
         """
-        import pandas as pd
-
         rows = {v.name: v.numbers for v in self.variants}
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
         frame.attrs["caption"] = self.caption
@@ -75,8 +70,6 @@ class Comparison:
 
 def machine(model: nn.Module) -> str:
     """Return device, dtype and versions, for captions."""
-    import torch
-
     parameter = next(model.parameters())
     device = torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else parameter.device.type.upper()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "nvidia-modelopt"))

@@ -1,19 +1,24 @@
 """Generate the same images with each variant of a model; compare memory, time and image quality."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modelopt_nb import ModelOptConfig, check_config, dequantized, peak_memory, quantize, weight_bytes
+import numpy as np
+import pandas as pd
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+from tqdm.auto import tqdm
+
+from modelopt_nb import ModelOptConfig, Report, dequantized, peak_memory, quantize, weight_bytes
 from modelopt_nb.lab.calibration.model_calls import ModelCall, record_calls
 from modelopt_nb.lab.compare.results import Comparison, machine
-from modelopt_nb.lab.compare.variants import COLUMNS, DENSE, Variant, configs_by_name
+from modelopt_nb.lab.compare.variants import COLUMNS, DENSE, Variant, check_config, configs_by_name
 from modelopt_nb.lab.pipelines.generate import (
     cached_prompt_embeddings,
     check_counts,
@@ -24,15 +29,6 @@ from modelopt_nb.lab.pipelines.load import component_name, is_codec, is_embedded
 from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
 from modelopt_nb.lab.quality.classifier import classify
 from modelopt_nb.lab.quality.metrics import Measure, psnr_and_ssim
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    import torch
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import nn
-
-    from modelopt_nb import Report
 
 
 def compare(
@@ -76,8 +72,6 @@ def compare(
         ValueError, TypeError: Before anything is generated: no prompts, seeds that do not fit, an unknown quant type, a
             configuration that fits no layer, lacks what its algorithm needs, or cannot run on this machine.
     """
-    from tqdm.auto import tqdm
-
     expected = None
     frame: Any = prompts
     if {"subject", "background"} <= set(getattr(prompts, "columns", ())) and is_embedded(pipeline):
@@ -131,7 +125,7 @@ class Runner:
     shown: Callable[[list[np.ndarray]], Any] = lambda images: None
     _calls: list[ModelCall] = field(default_factory=list, init=False)  # of the dense model, in one step of one image
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> "Runner":
         self.dense = getattr(self.pipeline, self.part)
         with contextlib.ExitStack() as stack:
             if "encoder" not in self.part:
@@ -175,8 +169,6 @@ class Runner:
     def _run(
         self, name: str, model: nn.Module, report: Report | None, reference: list[np.ndarray] | None = None
     ) -> Variant:
-        import torch
-
         with with_component(self.pipeline, self.part, model):
             with dequantized(model):
                 images = self._generate()
@@ -215,8 +207,6 @@ class Runner:
 
     def _repeat(self, model: nn.Module) -> torch.Tensor:
         """Repeat the first recorded call; returns its output when the device has finished."""
-        import torch
-
         output = self._calls[0](model)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -224,8 +214,6 @@ class Runner:
 
     def _classify(self, images: list[np.ndarray]) -> pd.DataFrame | None:
         """Return which images the classifier recognizes, if it is known what they should show."""
-        import pandas as pd
-
         if self.expected is None:
             return None
         labels = classify(images)

@@ -1,17 +1,14 @@
 """Show numbers with the digits of their columns."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from modelopt_nb.lab.compare.variants import COLUMNS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Decimals of a number by the name of its column; ``guidance`` is a column of the explorer's history.
 DIGITS: dict[str, int] = {c.name: c.digits for c in COLUMNS if c.digits is not None} | {"guidance": 1}

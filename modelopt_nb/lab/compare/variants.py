@@ -1,18 +1,17 @@
 """What is compared: configurations by name, the measurements of each, and the columns that show them."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modelopt_nb import MIB, ModelOptConfig, Report, WeightBytes, make_config
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from modelopt_nb import MIB, ModelOptConfig, Report, WeightBytes, check_algorithm, make_config, plan, quantize
 from modelopt_nb.lab.quality.statistics import percent
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
 
 #: The name of the model that is not quantized.
 DENSE = "dense"
@@ -119,3 +118,19 @@ def configs_by_name(variants: Sequence[str] | Mapping[str, str | ModelOptConfig]
         if not hasattr(configs[name], "modelopt_config"):
             raise TypeError(f"variants[{name!r}]={config!r} is not a configuration. Build one with make_config('FP8')")
     return configs
+
+
+def check_config(model: nn.Module, config: ModelOptConfig) -> None:
+    """Raise TypeError or ValueError if ``config`` cannot quantize ``model``, or cannot run on its device."""
+    plan(model, config)
+    check_algorithm(config, config.forward_loop)
+    if not (config.input_cfg or {}).get("block_sizes", {}).get("scale_bits"):
+        return
+    device = next(model.parameters()).device
+    layer, x = nn.Sequential(nn.Linear(256, 128, device=device)), torch.ones(1, 256, device=device)
+    try:  # ModelOpt rounds blocks of activations on CUDA alone
+        quantize(layer, make_config(config.quant_type, weight_only=config.weight_only), lambda m: m(x))
+        layer(x)
+    except Exception as error:
+        wrong = f"quant_type={config.quant_type!r} has activations that cannot be rounded on {device}: {error}"
+        raise ValueError(f"{wrong} Allowed here: activations in FP8 or INT8, or weights alone") from error

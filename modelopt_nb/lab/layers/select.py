@@ -3,15 +3,12 @@
 import difflib
 import fnmatch
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from torch import nn
 
 from modelopt_nb import ModelOptConfig, as_patterns, describe_layers, matching_layers, plan
 from modelopt_nb.lab.layers.kinds import layer_blocks, layer_kind
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def layer_frame(model: nn.Module, config: ModelOptConfig | None = None) -> "pd.DataFrame":
@@ -24,8 +21,6 @@ def layer_frame(model: nn.Module, config: ModelOptConfig | None = None) -> "pd.D
     Raises:
         ValueError: As :func:`modelopt_nb.plan` does.
     """
-    import pandas as pd
-
     rows, modules = describe_layers(model).rows, dict(model.named_modules())
     blocks = layer_blocks(row.name for row in rows)
     frame = pd.DataFrame(

@@ -1,20 +1,17 @@
 """Generate images with a pipeline."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
 def generate(
@@ -46,8 +43,6 @@ def generate(
         ValueError: No prompts, seeds that do not fit, more steps than the scheduler has, a batch size below 1.
         FloatingPointError: An image holds NaN or infinity.
     """
-    import torch
-
     texts, numbers = prompts_and_seeds(prompts, seeds)
     check_counts(pipeline, steps, batch_size)
     pipe: Any = pipeline  # Diffusers' base class has no __call__

@@ -1,18 +1,17 @@
 """Load a pipeline; find and exchange its components."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from modelopt_nb.lab.pipelines.prompts import DATA
-
-if TYPE_CHECKING:
-    import torch
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import nn
 
 EMBEDDED = DATA / "emoji-sana"
 
@@ -46,9 +45,6 @@ def load_pipeline(
             f"name_or_path={str(path)!r} is not a pipeline folder: it has no model_index.json. Allowed: a folder saved by "
             "save_pretrained, a hub id 'owner/name', or nothing for the embedded pipeline (in the repository's data/)"
         )
-    import torch
-    from diffusers import DiffusionPipeline
-
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     with no_loading_bars() if path.exists() else contextlib.nullcontext():
@@ -65,9 +61,6 @@ def is_embedded(pipeline: DiffusionPipeline) -> bool:
 @contextlib.contextmanager
 def no_loading_bars() -> Generator[None]:
     """Hide the loading bars of Diffusers and Transformers: they differ between runs of a notebook."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     libraries: list[Any] = [diffusers_logging, transformers_logging]
     libraries = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in libraries:
@@ -85,8 +78,6 @@ def component_name(pipeline: DiffusionPipeline, component: str | None = None) ->
     Raises:
         ValueError: ``component`` is not a model of the pipeline.
     """
-    from torch import nn
-
     models = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module)]
     name = component or next((name for name in COMPONENTS if name in models), None)
     if name not in models:

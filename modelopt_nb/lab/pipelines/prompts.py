@@ -1,13 +1,10 @@
 """Prompts with a seed each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 #: The repository's folder of prompts, emoji and embedded models.
 DATA = Path(__file__).resolve().parents[3] / "data"
@@ -49,8 +46,6 @@ def load_prompts(split: str, n: int | None = None) -> pd.DataFrame:
     Raises:
         ValueError: An unknown split, or ``n`` below 1 or above its rows.
     """
-    import pandas as pd
-
     table = pd.read_csv(DATA / "prompts.csv")
     rows = table[table["split"] == split].reset_index(drop=True)
     if rows.empty:

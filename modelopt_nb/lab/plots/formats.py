@@ -1,17 +1,13 @@
 """Plot number formats and weight errors."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from modelopt_nb.lab.plots.style import single_axes, type_style
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 def plot_format(quant_type: str, values: np.ndarray, weight: np.ndarray, block: int | None = None) -> Figure:
@@ -40,8 +36,6 @@ def plot_format(quant_type: str, values: np.ndarray, weight: np.ndarray, block: 
 
 def plot_errors(errors: pd.DataFrame, quant_type: str) -> Figure:
     """Plot the relative weight error of each layer: a column of ``errors`` per scheme, sorted by the first column."""
-    import matplotlib
-
     errors = errors.sort_values(errors.columns[0])
     figure, ax = single_axes(6.4, 3.2)
     greys = matplotlib.colormaps["Greys"](np.linspace(0.95, 0.4, errors.shape[1]))

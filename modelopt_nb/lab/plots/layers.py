@@ -1,18 +1,13 @@
 """Plot layers: bytes, sensitivity, activation ranges."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from modelopt_nb import MIB
 from modelopt_nb.lab.layers.kinds import KINDS
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 OUTSIDE = -1  # block of a layer that is in no block
 
@@ -22,8 +17,6 @@ def plot_layers(maps: Mapping[str, pd.DataFrame]) -> Figure:
 
     Dark blue is packed completely, white stays dense. ``maps`` holds the frames by title.
     """
-    from matplotlib.figure import Figure
-
     frames = {name: frame.assign(block=frame["block"].fillna(OUTSIDE).astype(int)) for name, frame in maps.items()}
     kinds = [kind for kind in KINDS if any((frame["kind"] == kind).any() for frame in frames.values())]
     blocks = range(OUTSIDE, max(frame["block"].max() for frame in frames.values()) + 1)
@@ -54,8 +47,6 @@ def plot_layers(maps: Mapping[str, pd.DataFrame]) -> Figure:
 
 def plot_sensitivity(frame: pd.DataFrame, rows: int = 30) -> Figure:
     """Plot bars for the first ``rows`` groups of :func:`modelopt_nb.sensitivity`: error alone, and per MiB saved."""
-    from matplotlib.figure import Figure
-
     shown = frame.head(rows).iloc[::-1]
     figure = Figure(figsize=(8, 1.2 + 0.19 * len(shown)), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -77,8 +68,6 @@ def plot_ranges(ranges: pd.DataFrame) -> Figure:
 
     The bars on the right show the maximum itself on a logarithmic axis.
     """
-    from matplotlib.figure import Figure
-
     amax = ranges.max(axis=1)
     figure = Figure(figsize=(9, 1.2 + 0.085 * len(ranges)), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))

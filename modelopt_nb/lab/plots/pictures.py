@@ -1,18 +1,12 @@
 """Plot images side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from modelopt_nb.lab.compare.results import Comparison
 from modelopt_nb.lab.plots.style import frame_of, image_axes, label_row, mean_db
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from modelopt_nb.lab.compare.results import Comparison
 
 
 def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:

@@ -1,19 +1,14 @@
 """Plot quality against bytes."""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from modelopt_nb.lab.compare.results import Comparison
 from modelopt_nb.lab.plots.style import FALLBACK, STYLE, single_axes, variant_style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from modelopt_nb.lab.compare.results import Comparison
 
 
 def plot_quality(comparison: Comparison) -> Figure:
@@ -73,8 +68,6 @@ def plot_schemes(comparison: Comparison) -> Figure:
     Raises:
         ValueError: The prompts do not say their subject and background, as those of :func:`modelopt_nb.load_prompts` do.
     """
-    from matplotlib.figure import Figure
-
     frame = comparison.frame.sort_values("bits per weight", kind="stable")
     if "subject_ok" not in frame:
         raise ValueError("comparison has no column subject_ok. Allowed: comparisons on prompts from load_prompts(...)")

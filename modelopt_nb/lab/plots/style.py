@@ -1,19 +1,14 @@
 """Colours, markers and axes shared by all plots."""
 
-from __future__ import annotations
-
 import statistics
 import textwrap
-from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from modelopt_nb import QUANT_TYPES
-
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from modelopt_nb.lab.compare.variants import Variant
+from modelopt_nb.lab.compare.variants import Variant
 
 #: One colour and one marker per quant type, in every notebook.
 STYLE: dict[str, tuple[str, str]] = {
@@ -51,8 +46,6 @@ def frame_of(image: np.ndarray) -> np.ndarray:
 
 def image_axes(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     """Return a figure and its axes (rows, columns) for images, without ticks."""
-    from matplotlib.figure import Figure
-
     size = (0.6 + IMAGE_INCHES * columns, 0.5 + (IMAGE_INCHES + 0.18) * rows)
     figure = Figure(figsize=size, dpi=100 if rows <= 6 else 80, layout="constrained")  # keeps large grids under 2 MB
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -66,8 +59,6 @@ def image_axes(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
 
 def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure of that size in inches and its one pair of axes."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     return figure, figure.subplots()
 

@@ -1,20 +1,17 @@
 """Classify the embedded pipeline's images by subject and background."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from transformers import ResNetForImageClassification
 
 from modelopt_nb.lab.pipelines.load import no_loading_bars
 from modelopt_nb.lab.pipelines.prompts import DATA
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    import torch
-    from transformers import ResNetForImageClassification
 
 CLASSIFIER = DATA / "emoji-classifier"
 SIDE = 96  # px, the classifier's input
@@ -28,9 +25,6 @@ def load_classifier(path: Path = CLASSIFIER) -> ResNetForImageClassification:
     Raises:
         FileNotFoundError: ``path`` is not a classifier's folder.
     """
-    import torch
-    from transformers import ResNetForImageClassification
-
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"path={str(path)!r} is not a classifier's folder. Allowed: a folder like the repository's data/emoji-classifier"
@@ -41,19 +35,12 @@ def load_classifier(path: Path = CLASSIFIER) -> ResNetForImageClassification:
 
 def _as_input(images: Sequence[np.ndarray]) -> torch.Tensor:
     """Convert images to the classifier's input: float32 (n, 3, SIDE, SIDE) in -1..1, downscaled by averaging."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
     frames = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return F.interpolate(frames, (SIDE, SIDE), mode="area") / 127.5 - 1
 
 
 def classify(images: Sequence[np.ndarray], path: Path = CLASSIFIER) -> pd.DataFrame:
     """Classify images, uint8 (height, width, 3): columns ``subject`` and ``background``, one row per image."""
-    import pandas as pd
-    import torch
-
     classifier = load_classifier(path)
     with torch.inference_mode():
         logits = classifier(_as_input(images)).logits

@@ -1,13 +1,14 @@
 """Distances between an image and the dense model's image of the same prompt and seed."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from transformers import CLIPModel, CLIPProcessor
 
 #: An entry of ``measures`` of :func:`modelopt_nb.compare`: image, dense image (None for dense itself), prompt -> a number.
 Measure = Callable[[np.ndarray, "np.ndarray | None", str], float]
@@ -33,8 +34,6 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 
     Source: ``skimage.metrics.peak_signal_noise_ratio``.
     """
-    from skimage.metrics import peak_signal_noise_ratio
-
     _check_pair(image, reference)
     if np.array_equal(image, reference):
         return float("inf")
@@ -51,8 +50,6 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
 
     Source: Wang et al. 2004, ``skimage.metrics.structural_similarity``.
     """
-    from skimage.metrics import structural_similarity
-
     _check_pair(image, reference)
     if image.ndim == 4:
         return float(np.mean([ssim(a, b) for a, b in zip(image, reference, strict=True)]))
@@ -87,8 +84,6 @@ def lpips(net: str = "alex") -> Measure:
 
     Source: Zhang et al. 2018 (arXiv 1801.03924), package ``lpips``.
     """
-    import torch
-
     files = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
     if net not in files:
         raise ValueError(f"net={net!r} is not known. Allowed: {', '.join(files)}")
@@ -127,9 +122,6 @@ def clip_score(name_or_path: str | Path = "openai/clip-vit-base-patch32") -> Mea
 
     Source: Hessel et al. 2021 (arXiv 2104.08718), ``transformers.CLIPModel``.
     """
-    import torch
-    from transformers import CLIPModel, CLIPProcessor
-
     try:
         model = CLIPModel.from_pretrained(name_or_path, local_files_only=True).eval()
         processor = CLIPProcessor.from_pretrained(name_or_path, local_files_only=True)

@@ -1,16 +1,14 @@
 """Confidence intervals and significance tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+
+from scipy.stats import binomtest
 
 FEWEST = 8  # answers that a verdict needs
 
 
 def percent(correct: Sequence[bool]) -> tuple[float, float, float]:
     """Return the percentage of True and the bounds of its 95 % interval (Wilson, ``scipy.stats.binomtest``)."""
-    from scipy.stats import binomtest
-
     k, n = int(sum(correct)), len(correct)
     interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
     return 100 * k / n, 100 * interval.low, 100 * interval.high
@@ -22,8 +20,6 @@ def verdict(right: int, answers: int, images: int, variants: int = 1) -> str:
     They differ if guessing is right that often with probability below ``0.05 / variants`` (exact binomial test; Bonferroni's
     correction for one verdict per variant). Needs :data:`FEWEST` answers.
     """
-    from scipy.stats import binomtest
-
     if answers < FEWEST:
         return f"too few answers: {answers} of {FEWEST}"
     p = binomtest(right, answers, 1 / images, alternative="greater").pvalue

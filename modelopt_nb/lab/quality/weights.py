@@ -1,16 +1,14 @@
-"""Measure the rounding of weights."""
+"""Measure the rounding of weights, and the bytes of packed ones."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+from torch import nn
 
-from modelopt_nb import QUANT_TYPES, ModelOptConfig, make_config, plan, round_weight
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
+from modelopt_nb import QUANT_TYPES, ModelOptConfig, Report, enable, make_config, plan, round_weight
 
 
 def weight_errors(model: nn.Module, config: ModelOptConfig) -> pd.Series:
@@ -19,8 +17,7 @@ def weight_errors(model: nn.Module, config: ModelOptConfig) -> pd.Series:
     ``model`` stays dense: one weight at a time is copied and packed. The index has the layers' names. Activations and
     calibration do not matter.
     """
-    import pandas as pd
-
+    enable()
     errors = {}
     for layer in plan(model, config).layers:
         if layer.layout is not None:  # packed
@@ -35,8 +32,7 @@ def representable_values(quant_type: str) -> np.ndarray:
 
     Measured by packing a fine ramp of weights with ModelOpt and unpacking it.
     """
-    import torch
-
+    enable()
     half = np.unique(np.concatenate([np.geomspace(1e-6, 1, 2**14), np.linspace(0, 1, 2**14)]))
     ramp = torch.from_numpy(np.concatenate([-half[::-1], half])).float()  # even length: zero is in both halves
     block: dict[str, Any] = (
@@ -46,3 +42,18 @@ def representable_values(quant_type: str) -> np.ndarray:
     assert layout is not None
     unpacked = round_weight(ramp[None], layout.cfg).double().flatten()
     return np.unique((unpacked / unpacked.abs().max()).numpy().round(7))
+
+
+def packed_bytes(report: Report) -> pd.Series:
+    """Compare the measured bytes of the packed layers with the bytes that arithmetic expects of their format."""
+    measured = sum(x.packed_bytes for x in report.packed)
+    expected = sum(x.layout.bytes(x.shape, x.dtype) for x in report.packed if x.layout)
+    values = {
+        "layers packed": len(report.packed),
+        "layers dense": len(report.layers) - len(report.packed),
+        "measured bytes": measured,
+        "expected bytes": expected,
+        "measured/expected": measured / expected,
+        "bits per packed weight": 8 * measured / sum(math.prod(x.shape) for x in report.packed),
+    }
+    return pd.Series(values)

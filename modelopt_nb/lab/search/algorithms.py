@@ -1,15 +1,13 @@
 """Find out by trying which scheme and algorithm run on this machine."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import torch
 
 from modelopt_nb import ACTIVATION_SCALES, SCHEMES, ModelOptConfig, make_config, quantize, quiet
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: ModelOpt's algorithms for diffusion models that :func:`algorithm_table` tries.
 ALGORITHMS = ("max", "mse", "smoothquant", "awq_lite", "svdquant")
@@ -25,8 +23,6 @@ def check_scheme(quant_type: str, **options: Any) -> str:
         quant_type: A quant type, a combined type or a scheme.
         options: As for :func:`modelopt_nb.make_config`.
     """
-    import torch
-
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices), torch.no_grad(), quiet():
@@ -40,8 +36,6 @@ def check_scheme(quant_type: str, **options: Any) -> str:
 
 def _try(quant_type: str, options: dict[str, Any], device: str) -> None:
     """Raise unless a packed layer's outputs are close to the dense ones, and the algorithm changes them."""
-    import torch
-
     torch.manual_seed(0)
     dense = torch.nn.Sequential(torch.nn.Linear(256, 128)).to(device)
     x = torch.randn(4, 256, device=device)
@@ -69,8 +63,6 @@ def algorithm_table(
 
     A row per scheme, activation type and activation scale (both empty for weights only); a column per algorithm.
     """
-    import pandas as pd
-
     activation_options = [("", ""), *((kind, scale) for kind in activations for scale in ACTIVATION_SCALES)]
     rows = {}
     for scheme in schemes:

@@ -1,10 +1,11 @@
 """Choose a scheme for each group of layers within a byte budget."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from torch import nn
 
 from modelopt_nb import MIB, LayerPlan, ModelOptConfig, WeightBytes, make_config, plan, weight_bytes
 from modelopt_nb.lab.calibration.model_calls import ModelCall
@@ -13,10 +14,6 @@ from modelopt_nb.lab.search.gradient_scores import check_gradients, gradient_sco
 from modelopt_nb.lab.search.groups import Groups, as_groups, covering_modules
 from modelopt_nb.lab.search.sensitivity import check_calls, group_errors
 from modelopt_nb.lab.search.solver import choose_schemes
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
 
 DENSE = "dense"
 #: Schemes that :func:`fit_budget` chooses from by default.
@@ -90,8 +87,6 @@ def fit_budget(
 
     Source: the problem is that of Qua2SeDiMo (arXiv 2412.14628); HiGHS through ``scipy.optimize.milp`` solves it.
     """
-    import pandas as pd
-
     configs = _candidate_configs(candidates, pointwise_as_linear, method)
     plans = {c: {x.name: x for x in plan(model, config).layers} for c, config in configs.items()}
     layers = next(iter(plans.values()))

@@ -1,19 +1,15 @@
 """Estimate which layers are sensitive from gradients, with ModelOpt's ``auto_quantize``."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from modelopt_nb import ModelOptConfig, auto_quantize_scores, plan
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.search.sensitivity import call_weights, check_calls
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 SIGNS = 4  # draws of random signs per call; a score is their mean
 
@@ -36,8 +32,6 @@ def gradient_scores(
 
     Source: ``modelopt.torch.quantization.auto_quantize``, method "gradient".
     """
-    import torch
-
     check_calls(calls)
     check_gradients(config)
     owner = {name: group for group, names in groups.items() for name in names}

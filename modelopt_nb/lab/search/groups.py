@@ -1,15 +1,11 @@
 """Group layers by block, kind or pattern."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterable, Mapping
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from modelopt_nb import as_patterns, matching_layers
 from modelopt_nb.lab.layers.select import layer_frame
-
-if TYPE_CHECKING:
-    from torch import nn
 
 #: A word of :func:`layer_groups`, or patterns by group name.
 Groups = str | Mapping[str, str | Iterable[str]]

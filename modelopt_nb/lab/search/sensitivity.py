@@ -1,22 +1,19 @@
 """Measure which layers are sensitive: quantize one group, measure the error of the model's output."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
 
 from modelopt_nb import MIB, ModelOptConfig, dequantized, plan, quantize
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.layers.select import layer_frame
 from modelopt_nb.lab.search.groups import Groups, as_groups
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import torch
-    from torch import nn
 
 
 def sensitivity(
@@ -51,8 +48,6 @@ def sensitivity(
     Raises:
         ValueError: No calls, groups that overlap or match nothing, a configuration that does not fit the model.
     """
-    import pandas as pd
-
     check_calls(calls)
     layers = {x.name: x for x in plan(model, config).layers if x.packed}
     names = as_groups(model, groups, layers if isinstance(groups, str) else layer_frame(model).index)
@@ -89,8 +84,6 @@ def group_errors(
     progress: bool = True,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield each group's name and its errors, as the columns of :func:`sensitivity`; ``groups`` holds layer names."""
-    from tqdm.auto import tqdm
-
     reference = [call(model) for call in calls]
     twin = copy.deepcopy(model)
     quantize(twin, config)

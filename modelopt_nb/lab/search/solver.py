@@ -1,11 +1,8 @@
 """Solve the knapsack problem of bit allocation: one scheme per group within a byte budget."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pandas as pd
+import numpy as np
+import pandas as pd
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 
 def choose_schemes(sizes: pd.DataFrame, errors: pd.DataFrame, limit: float) -> pd.Series:
@@ -18,9 +15,6 @@ def choose_schemes(sizes: pd.DataFrame, errors: pd.DataFrame, limit: float) -> p
 
     Source: HiGHS through ``scipy.optimize.milp``: one binary variable per group and scheme.
     """
-    import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     errors = errors.loc[sizes.index, sizes.columns]
     groups, schemes = sizes.shape
     # HiGHS's tolerances are absolute (1e-6): KiB, half a byte of slack and errors up to 1000 make them harmless.

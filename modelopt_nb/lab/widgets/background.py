@@ -1,7 +1,5 @@
 """A widget that works in a background thread."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -9,15 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import anywidget
+from matplotlib.figure import Figure
 from traitlets import Dict, Enum, Unicode
 
 from modelopt_nb.lab.widgets.workbench import Stopped, Workbench
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STATIC = Path(__file__).with_name("static")
 PROGRESS_INTERVAL = 0.1  # seconds between two updates of the progress

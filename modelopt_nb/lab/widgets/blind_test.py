@@ -1,11 +1,12 @@
 """A blind test: which image is quantized?"""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from matplotlib.figure import Figure
 from traitlets import Dict, List
 
 from modelopt_nb.lab.pipelines.prompts import load_prompts, prompts_and_seeds
@@ -16,11 +17,6 @@ from modelopt_nb.lab.widgets.choices import Choice
 from modelopt_nb.lab.widgets.request import Request, default_guidance
 from modelopt_nb.lab.widgets.tiles import Tile
 from modelopt_nb.lab.widgets.workbench import Workbench
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from matplotlib.figure import Figure
 
 
 class Deck:
@@ -168,16 +164,12 @@ class BlindTest(BackgroundWidget):
     @property
     def results(self) -> pd.DataFrame:
         """A row per answer: prompt, seed, variant, its place, the answer, whether it was right."""
-        import pandas as pd
-
         columns = ["round", "prompt", "seed", "variant", "place", "answer", "right", "PSNR dB"]
         return pd.DataFrame(self._results, columns=columns)
 
     @property
     def frame(self) -> pd.DataFrame:
         """A row per variant: answers, right ones, their percent with its 95 % interval, percent by guessing, verdict."""
-        import pandas as pd
-
         rows = {}
         for choice in self.choices:
             right = [r["right"] for r in self._results if r["variant"] == choice.name]

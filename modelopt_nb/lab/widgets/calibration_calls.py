@@ -1,18 +1,15 @@
 """The dense model's calls that chosen variants are calibrated with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from modelopt_nb.lab.calibration.model_calls import ModelCall, record_calls
 from modelopt_nb.lab.pipelines.generate import generate
 from modelopt_nb.lab.pipelines.load import COMPONENTS, is_codec, is_embedded
 from modelopt_nb.lab.pipelines.prompts import load_prompts
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 EMBEDDED_PROMPTS = 4
 

@@ -1,11 +1,11 @@
 """A variant as chosen in a widget: its fields, their alternatives, and why some cannot work."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from modelopt_nb import (
     ACTIVATION_SCALES,
@@ -18,9 +18,6 @@ from modelopt_nb import (
     plan,
 )
 from modelopt_nb.lab.search.algorithms import ALGORITHMS, check_scheme
-
-if TYPE_CHECKING:
-    from torch import nn
 
 #: Block sizes that are offered.
 BLOCKS = (16, 32, 64, 128)
@@ -49,7 +46,7 @@ class Choice:
     excluded: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, asked: str | Mapping[str, Any] | Choice) -> Choice:
+    def of(cls, asked: "str | Mapping[str, Any] | Choice") -> "Choice":
         """Make a choice from a scheme's name or from a dict of fields, whose values need not be allowed ones.
 
         Raises:

@@ -1,14 +1,15 @@
 """Compare variants by hand in JupyterLab."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from matplotlib.figure import Figure
 from traitlets import Dict, List, Unicode
 
 from modelopt_nb import MIB, SCHEMES, layer_frame
@@ -22,11 +23,6 @@ from modelopt_nb.lab.widgets.choices import Choice, alternatives
 from modelopt_nb.lab.widgets.request import Request, default_guidance
 from modelopt_nb.lab.widgets.tiles import CAPTION, Tile, as_text, runs_frame
 from modelopt_nb.lab.widgets.workbench import Workbench
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from matplotlib.figure import Figure
 
 #: Columns of the history ahead of the numbers.
 ASKED = ("run", "prompt", "seed", "steps", "guidance", "variant")

@@ -1,17 +1,14 @@
 """What a widget is asked for: one image, dense and with each chosen variant."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
 
 from modelopt_nb.lab.widgets.choices import Choice, problems
-
-if TYPE_CHECKING:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import nn
 
 MAX_VARIANTS = 12
 MAX_PROMPT = 2000  # characters

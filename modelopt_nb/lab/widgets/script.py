@@ -1,21 +1,15 @@
 """Python that generates a chosen image without the widgets."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from modelopt_nb import config_code, plan
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+
+from modelopt_nb import ModelOptConfig, config_code, plan
 from modelopt_nb.lab.pipelines.generate import native_size
 from modelopt_nb.lab.widgets.choices import Choice
 from modelopt_nb.lab.widgets.request import Request
-
-if TYPE_CHECKING:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import nn
-
-    from modelopt_nb import ModelOptConfig
 
 
 def script(

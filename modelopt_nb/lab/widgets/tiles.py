@@ -1,23 +1,19 @@
 """A generated image with its numbers: as an array, as text for a caption, as rows of a frame."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from modelopt_nb.lab.compare.table import as_text as number_as_text
 from modelopt_nb.lab.compare.variants import COLUMNS
 from modelopt_nb.lab.plots.style import frame_of
 from modelopt_nb.lab.widgets.request import Request
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Columns that a workbench fills itself.
 OF_DENSE, CLASSIFIED = "of dense", "the classifier says"
@@ -35,7 +31,7 @@ class Tile:
     numbers: dict[str, Any]
 
     @classmethod
-    def of(cls, name: str, image: np.ndarray, numbers: dict[str, Any]) -> Tile:
+    def of(cls, name: str, image: np.ndarray, numbers: dict[str, Any]) -> "Tile":
         """Encode a uint8 image (height, width, 3), or the middle frame of a video."""
         file = io.BytesIO()
         Image.fromarray(frame_of(image)).save(file, "png", compress_level=1)
@@ -69,8 +65,6 @@ def as_text(name: str, value: Any) -> str:
 
 def runs_frame(runs: Sequence[tuple[Request, Sequence[Tile]]]) -> pd.DataFrame:
     """Return a row per run and image: the request and all numbers."""
-    import pandas as pd
-
     rows = [
         {"run": i, "prompt": r.prompt, "seed": r.seed, "steps": r.steps, "guidance": r.guidance, "variant": t.name, **t.numbers}
         for i, (r, tiles) in enumerate(runs, 1)

@@ -1,11 +1,12 @@
 """Generate and cache the images that widgets show; knows no browser."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
 
 from modelopt_nb import weight_bytes
 from modelopt_nb.lab.calibration.model_calls import ModelCall
@@ -19,10 +20,6 @@ from modelopt_nb.lab.widgets.choices import Choice
 from modelopt_nb.lab.widgets.request import Request, validate
 from modelopt_nb.lab.widgets.script import script
 from modelopt_nb.lab.widgets.tiles import CLASSIFIED, OF_DENSE, Tile
-
-if TYPE_CHECKING:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import nn
 
 
 class Stopped(Exception):

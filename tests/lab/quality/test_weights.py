@@ -27,3 +27,12 @@ def test_representable_values(quant_type, count):
     assert values[0] == -1
     assert values[-1] == 1
     assert 0 in values
+
+
+def test_measured_bytes_are_the_expected_ones(transformer):
+    report = quantize(transformer, make_config("NVFP4"))
+    found = packed_bytes(report)
+    assert found["layers packed"] == 13 and found["layers dense"] == 5
+    assert found["measured bytes"] == found["expected bytes"] == sum(layer.packed_bytes for layer in report.packed)
+    assert found["measured/expected"] == 1
+    assert found["bits per packed weight"] == pytest.approx(4.5, abs=0.01)
