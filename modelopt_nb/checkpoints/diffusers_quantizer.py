@@ -1,0 +1,80 @@
+"""Pack and restore models in Diffusers' ``from_pretrained``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
+from torch import nn
+
+from modelopt_nb.checkpoints.manifest import METADATA
+from modelopt_nb.checkpoints.packer import Packer
+from modelopt_nb.packing.report import Report
+
+
+class DiffusersQuantizer(NVIDIAModelOptQuantizer):
+    """Diffusers' quantizer for ModelOpt, on :class:`Packer`. ``report`` says what was packed.
+
+    A packed checkpoint is restored from its configuration; no pickle is needed.
+    """
+
+    report: Report | None = None
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        device_map = kwargs.get("device_map")
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise ValueError(
+                f"device_map={device_map!r}: packed weights cannot be offloaded to disk. Allowed: CPU and CUDA devices"
+            )
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        return state_dict, METADATA
+
+    def update_torch_dtype(self, torch_dtype: torch.dtype | None = None) -> torch.dtype:
+        saved = self.quantization_config.packed_dtype
+        if torch_dtype is None and self.pre_quantized and saved:
+            torch_dtype = getattr(torch, saved)
+        return super().update_torch_dtype(torch_dtype)  # ty: ignore[invalid-argument-type]
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
+        self._checkpoint = loaded_keys, [Path(f) for f in checkpoint_files]
+        return loaded_keys
+
+    def _process_model_before_weight_loading(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        names, files = getattr(self, "_checkpoint", ([], []))
+        self.packer = Packer(self.quantization_config, model, files, self.pre_quantized)
+        model.config.quantization_config = self.quantization_config
+        if self.pre_quantized:
+            self.packer.expect_files(files, names)
+
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: Any, param_name: str, *args: Any, **kwargs: Any
+    ) -> bool:
+        if self.packer.is_packed_weight(param_name):
+            return True
+        return self.pre_quantized and param_name.rpartition(".")[0].endswith("_quantizer")
+
+    def create_quantized_param(
+        self, model: nn.Module, param_value: torch.Tensor, param_name: str, target_device: Any,
+        state_dict: dict[str, Any], *args: Any, dtype: torch.dtype | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        if not self.pre_quantized:
+            self.packer.pack(param_name, param_value.to(device=target_device, dtype=dtype or param_value.dtype))
+            return
+        # from state_dict, since param_value was cast to the dtype of the model, scales and all
+        owner, _, tensor = param_name.rpartition(".")
+        module, value = model.get_submodule(owner), state_dict[param_name].to(target_device)
+        if tensor in module._buffers:
+            module._buffers[tensor] = value
+        else:
+            module._parameters[tensor] = nn.Parameter(value, requires_grad=False)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        self.report = self.packer.finish()
+        return model

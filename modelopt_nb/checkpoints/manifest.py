@@ -1,0 +1,194 @@
+"""Describe every file and tensor of a packed checkpoint in ``modelopt_nb.json``, and verify them on load."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+from collections.abc import Container, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+MANIFEST = "modelopt_nb.json"
+FORMAT = 1
+PACKAGES = ("modelopt-nb", "torch", "diffusers", "nvidia-modelopt", "transformers")
+METADATA = {"modelopt_nb": str(FORMAT)}  # in the header of every safetensors file: it belongs to a manifest
+UNUSED = ("weight_quantizer._amax", "weight_quantizer._global_amax")  # in checkpoints of ModelOpt alone
+
+
+class CheckpointError(ValueError):
+    """A folder does not hold the checkpoint that was saved. The message names the file and, if known, the tensor."""
+
+
+def write_manifest(folder: Path, class_name: str) -> None:
+    """Write the manifest of all files in ``folder``: size, digest, and a digest per tensor."""
+    files = {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    manifest = {"format": FORMAT, "class": class_name, "versions": versions(), "files": files}
+    text = json.dumps(manifest | {"digest": _digest(manifest)}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of the installed ``packages``."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def verify(files: Sequence[str | os.PathLike], class_name: str) -> None:
+    """Verify the checkpoint that ``files`` belong to. A folder without a manifest that needs none passes.
+
+    Raises:
+        CheckpointError: A file is missing, cut off or altered; a newer format; a model of another class.
+    """
+    paths = [Path(f) for f in files]
+    folder = paths[0].parent
+    _verify_pickle(folder / "modelopt_state.pth")
+    manifest_path = folder / MANIFEST
+    if not manifest_path.exists():
+        _fetch(manifest_path)
+    if not manifest_path.exists():
+        if belongs := [p for p in paths if p.suffix == ".safetensors" and METADATA.keys() & _metadata(p).keys()]:
+            raise CheckpointError(f"{manifest_path} is missing; cannot verify {belongs[0].name} and the other files")
+        return
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        digest, made = manifest.pop("digest"), manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{manifest_path} is not a manifest: it was altered or cut off ({error!r})") from None
+    if isinstance(made, int) and made > FORMAT:
+        raise CheckpointError(f"{manifest_path}: format {made}. Allowed: up to {FORMAT}; a newer modelopt_nb wrote it")
+    if digest != _digest(manifest):
+        raise CheckpointError(f"{manifest_path} was altered: its digest does not match its contents")
+    if manifest["class"] != class_name:
+        raise CheckpointError(f"{manifest_path}: the weights are of class {manifest['class']}, and not {class_name}")
+    for name, entry in manifest["files"].items():
+        _verify_file(folder / name, entry)
+    if unknown := [p for p in paths if p.name not in manifest["files"]]:
+        raise CheckpointError(f"{unknown[0]} is not a file of the checkpoint that {MANIFEST} describes")
+
+
+def _verify_pickle(path: Path) -> None:
+    """Refuse ModelOpt's own state file if torch's weights-only unpickler does; nothing here uses its contents."""
+    try:
+        if path.exists():
+            torch.load(path, weights_only=True, map_location="meta")
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is refused, and not run: {str(error).splitlines()[0]}") from None
+
+
+def _verify_file(path: Path, entry: dict[str, Any]) -> None:
+    recorded = entry.get("tensors", {})
+    if not path.exists():
+        held = f", with {', '.join(list(recorded)[:3])} ..." if recorded else ""
+        raise CheckpointError(f"{path} is missing{held}")
+    size = path.stat().st_size
+    if size == entry["bytes"] and _sha256(path) == entry["sha256"]:
+        return
+    where = ", in its header" if recorded else ""
+    with contextlib.suppress(CheckpointError):
+        now = _tensor_digests(path)
+        if hit := [name for name, digest in recorded.items() if now.get(name) != digest]:
+            where = f", in {', '.join(hit[:3])}{' and more' if len(hit) > 3 else ''}"
+    sizes = "" if size == entry["bytes"] else f", {size} bytes instead of {entry['bytes']}"
+    raise CheckpointError(f"{path} was altered or cut off{sizes}{where}")
+
+
+def verify_tensors(files: Sequence[Path], expected: Mapping[str, torch.Tensor], packed: Container[str]) -> None:
+    """Verify that safetensors hold the ``expected`` tensors: names, shapes, and the bytes of ``packed`` ones.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected, or of another shape or size.
+    """
+    found = {name: (file, shape, bits) for file in files for name, (shape, bits) in _shapes(file).items()}
+    if not found:
+        return
+    if missing := sorted(expected.keys() - found.keys()):
+        raise CheckpointError(f"{files[0].parent}: {', '.join(missing[:3])} is missing, {len(missing)} in all")
+    if extra := sorted(x for x in found.keys() - expected.keys() if not x.endswith(UNUSED)):
+        raise CheckpointError(f"{found[extra[0]][0]}: {', '.join(extra[:3])} is not of this model, {len(extra)} in all")
+    for name, tensor in expected.items():
+        file, shape, bits = found[name]
+        if shape != tuple(tensor.shape):
+            raise CheckpointError(f"{file}: {name} has shape {shape}. Allowed by config.json: {tuple(tensor.shape)}")
+        size, needed = math.prod(shape) * bits // 8, tensor.numel() * tensor.element_size()
+        if (name in packed or "weight_quantizer." in name) and size != needed:
+            raise CheckpointError(f"{file}: {name} takes {size} bytes. Allowed by config.json: {needed}")
+
+
+def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in safetensors files."""
+    return {name: shape for file in files for name, (shape, _) in _shapes(file).items()}
+
+
+def _fetch(path: Path) -> None:
+    """Download the manifest of a checkpoint in the hub's cache, which holds only files that were asked for."""
+    parts = path.parts
+    at = len(parts) - 1 - parts[::-1].index("snapshots") if "snapshots" in parts else 0
+    kind, _, repo = parts[at - 1].partition("--")
+    if at == 0 or kind != "models":
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
+        name, cache = "/".join(parts[at + 2 :]), Path(*parts[: at - 1])
+        hf_hub_download(repo.replace("--", "/"), name, revision=parts[at + 1], cache_dir=cache)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Any:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} was altered or cut off in its header: {error}") from None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return shape and bits per element of every tensor; nothing for a file of another kind."""
+    if path.suffix != ".safetensors":
+        return {}
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {n: (tuple(s.get_shape()), int(re.sub(r"\D*(\d+).*", r"\1", s.get_dtype()))) for n, s in slices.items()}
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    tensors = {"tensors": _tensor_digests(path)} if path.suffix == ".safetensors" else {}
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path), **tensors}
+
+
+def _tensor_digests(path: Path) -> dict[str, str]:
+    """Return a digest of every tensor's dtype, shape and bytes."""
+    digests = {}
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            digests[name] = hashlib.sha256(
+                f"{tensor.dtype} {list(tensor.shape)} ".encode() + data.tobytes()
+            ).hexdigest()
+    return digests
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""Pack the layers of a model while its weights arrive, whichever library reads them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelopt_nb.checkpoints.manifest import tensor_shapes, verify, verify_tensors
+from modelopt_nb.config.config import ModelOptConfig
+from modelopt_nb.packing.calibrate import calibrate, check_algorithm
+from modelopt_nb.packing.plan import plan
+from modelopt_nb.packing.report import Report
+from modelopt_nb.upstream.insert import insert_quantizers
+from modelopt_nb.upstream.layers import make_linear, weight_of
+from modelopt_nb.upstream.pack import LOW_RANK, expect_low_rank, finish_packing, pack_layer
+from modelopt_nb.upstream.packed_weights import expect_packed, wrap_packed
+
+
+class Packer:
+    """Pack one model, layer by layer: the whole dense model is never in memory.
+
+    With a forward loop the layers wait and are packed together, after one calibration of the whole dense model.
+    """
+
+    def __init__(self, config: ModelOptConfig, model: nn.Module, files: Sequence[Path], pre_quantized: bool) -> None:
+        if pre_quantized:
+            verify(files, type(model).__name__)
+        else:
+            check_algorithm(config, config.forward_loop)
+        self.config, self.model, self.pre_quantized = config, model, pre_quantized
+        self.plan = plan(model, config)
+        self.dtypes = {name: weight_of(model.get_submodule(name)).dtype for name in self.plan.layouts}
+        self.expected: dict[str, dict[str, Any]] = {}
+        for name in self.plan.pointwise:
+            make_linear(model, name)
+        insert_quantizers(model, self.plan.entries, config.algorithm)
+
+    def is_packed_weight(self, name: str) -> bool:
+        """Return whether a parameter is the weight of a layer to be packed."""
+        layer, _, tensor = name.rpartition(".")
+        return tensor == "weight" and layer in self.plan.layouts
+
+    def expect(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Prepare for the tensors of a packed checkpoint."""
+        if self.config.algorithm["method"] == "svdquant":
+            expect_low_rank(self.model)
+        for name, layout in self.plan.layouts.items():
+            layer, dtype = self.model.get_submodule(name), self.dtypes[name]
+            if name in self.plan.pointwise:
+                layer.weight = nn.Parameter(weight_of(layer).flatten(1), requires_grad=False)
+            packed_from = self.config.packed_dtype or str(dtype).removeprefix("torch.")
+            tensors = layout.tensors(tuple(weight_of(layer).shape), packed_from)
+            self.expected[name] = expect_packed(layer, layout.type.qtensor, tensors, dtype)
+        for name, shape in shapes.items():
+            owner, _, tensor = name.rpartition(".")
+            if owner.endswith("input_quantizer") or tensor in LOW_RANK:  # what calibration found
+                self.model.get_submodule(owner).register_buffer(tensor, torch.empty(tuple(shape), device="meta"))
+
+    def expect_files(self, files: Sequence[Path], names: Sequence[str] = ()) -> None:
+        """Prepare for the tensors in ``files``; ``names`` are those of files that are not safetensors."""
+        self.expect(dict.fromkeys(names, ()) | tensor_shapes(files))
+        if names:
+            verify_tensors(files, self.model.state_dict(), {f"{name}.weight" for name in self.plan.layouts})
+
+    def pack(self, name: str, weight: torch.Tensor) -> None:
+        """Pack a weight that has arrived, unless a forward loop will calibrate the whole model."""
+        name = name.rpartition(".")[0]
+        layer = self.model.get_submodule(name)
+        weight = weight.flatten(1) if name in self.plan.pointwise else weight
+        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        if self.config.forward_loop is None:
+            pack_layer(layer, self.config.algorithm)
+
+    def finish(self) -> Report:
+        """Calibrate and pack what waited, record the packing on the model, and measure it."""
+        _align(self.model)
+        for name, metadata in self.expected.items():
+            wrap_packed(self.model.get_submodule(name), metadata)
+        if not self.pre_quantized and self.config.forward_loop is not None:
+            calibrate(self.model, self.config, self.plan, self.config.forward_loop)
+        finish_packing(self.model)
+        self.config.packed_dtype = str(next(iter(self.dtypes.values()))).removeprefix("torch.")
+        return Report.measure(self.model, self.config, self.plan)
+
+
+def _align(model: nn.Module) -> None:
+    """Copy tensors that lie unaligned in the mapped checkpoint file, where some CPU kernels round differently."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()

@@ -1,0 +1,1 @@
+"""What you can ask for: quant types, schemes, and the configuration that each becomes."""

@@ -1,0 +1,57 @@
+"""Configure ModelOpt's input quantizers."""
+
+from typing import Any
+
+from modelopt_nb.config.quant_types import QUANT_TYPES, QuantType
+
+#: How activations can be scaled, and the ``cfg`` of that: for linear layers, and for convolutions (channels are axis 1).
+#: Static scales are found by calibration, dynamic ones from each input; a token is a row of a linear layer's input.
+ACTIVATION_SCALES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "static tensor": ({}, {}),
+    "static channel": ({"axis": -1}, {"axis": 1}),
+    "dynamic tensor": ({"type": "dynamic"}, {"type": "dynamic"}),
+    "dynamic token": ({"type": "dynamic", "block_sizes": {-1: None}}, {"type": "dynamic"}),
+}
+CALIBRATORS = ("max", "percentile", "entropy", "mse")
+
+
+def activation_entries(
+    activations: QuantType, per_channel: bool, scale: str | None = None, calibrator: str = "max"
+) -> list[dict[str, Any]]:
+    """Return the ``quant_cfg`` entries of ModelOpt's input quantizers.
+
+    Without a ``scale`` as Diffusers has it: one static scale per tensor, or a dynamic one per token where the weights are
+    scaled per channel or block (``per_channel``).
+
+    Raises:
+        ValueError: A type, scale or calibrator that is unknown or does not go with the others.
+    """
+    if not activations.activations:
+        takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.activations)
+        raise ValueError(f"quant_type: {activations.name} is for weights only. Allowed for activations: {takers}")
+    if scale is not None and scale not in ACTIVATION_SCALES:
+        raise ValueError(f"activation_scale={scale!r} is not known. Allowed: {', '.join(ACTIVATION_SCALES)}")
+    if calibrator not in CALIBRATORS:
+        raise ValueError(f"activation_calibrator={calibrator!r} is not known. Allowed: {', '.join(CALIBRATORS)}")
+    cfg: dict[str, Any] = {"num_bits": activations.num_bits}
+    chosen = scale or ("dynamic token" if per_channel else "static tensor")
+    if calibrator != "max" and (chosen != "static tensor" or activations.needs_block):
+        raise ValueError(
+            f"activation_calibrator={calibrator!r} makes a histogram of a whole tensor, and the scale is {chosen!r}. Allowed "
+            "with it: activation_scale='static tensor'"
+        )
+    if activations.needs_block:
+        if scale is not None:
+            raise ValueError(
+                f"activation_scale={scale!r} does not apply to {activations.name}, whose blocks have dynamic scales"
+            )
+        cfg["block_sizes"] = {-1: activations.block, "type": "dynamic", "scale_bits": activations.scale_bits}
+        return [{"quantizer_name": "*input_quantizer", "cfg": cfg}]
+    if calibrator != "max":
+        cfg["calibrator"] = "histogram"
+    linear, convolution = ACTIVATION_SCALES[chosen]
+    entries = [{"quantizer_name": "*input_quantizer", "cfg": cfg | linear}]
+    if convolution != linear:
+        for parent in ("nn.Conv1d", "nn.Conv2d", "nn.Conv3d"):
+            entries.append({"quantizer_name": "*input_quantizer", "parent_class": parent, "cfg": cfg | convolution})
+    return entries

@@ -1,0 +1,179 @@
+"""The configuration: Diffusers' class, with the kit's arguments, valid on the installed ModelOpt."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from diffusers import NVIDIAModelOptConfig
+from diffusers.quantizers.quantization_config import QuantizationMethod
+from torch import nn
+
+from modelopt_nb.config.activations import activation_entries
+from modelopt_nb.config.patterns import as_patterns
+from modelopt_nb.config.quant_types import split_quant_type
+from modelopt_nb.config.schemes import SCHEMES, Blocks
+from modelopt_nb.upstream.insert import algorithm_dict, default_exclusions
+
+
+class ModelOptConfig(NVIDIAModelOptConfig):
+    """Configure quantization by quant type or scheme name.
+
+    FP8 and INT8 have one scale per tensor by default; INT4 has blocks of 128, NF4 blocks of 64 whose scales are int8 in
+    blocks of 256, NVFP4 blocks of 16 with float8 scales. (A 4-bit type needs blocks, so its "weight only" scheme is
+    ModelOpt's own default block.) The attributes hold the axes and sizes that were filled in.
+
+    Args:
+        quant_type: ``FP8, INT8, INT4, NF4, NVFP4``; two joined by ``_``: weights, then activations; or a name in
+            :data:`SCHEMES` such as ``"INT8 channel"``.
+        modules_to_not_convert: Layers to leave dense: whole names of modules, which include all that is in them; parts of
+            names; or shell-style patterns. Also what :func:`modelopt_nb.select` returns.
+        weight_only: False quantizes activations too: the inputs of packed layers, in the weights' type unless
+            ``quant_type`` names another.
+        channel_quantize: Channel axis: 0 for one scale per output channel; with blocks, the axis that they run along.
+        block_quantize: Block size, in weights. Needs ``channel_quantize``.
+        scale_channel_quantize: Axis of the scales' own blocks, -1. NF4 only.
+        scale_block_quantize: Size of the scales' own blocks, in scales. NF4 only.
+        algorithm: ModelOpt's calibration algorithm: a name, or a dict with ``method`` and its arguments.
+        forward_loop: Called with the model to calibrate activations.
+        modelopt_config: ModelOpt's own configuration, used instead of the one that the arguments give.
+        disable_conv_quantization: Leave every convolution dense.
+        pointwise_as_linear: Pack 1x1 convolutions as the linear layers that they are: in blocks too, and whatever
+            ``disable_conv_quantization`` says. They stay linear layers in the packed model.
+        per_layer: Other schemes for some layers: names or patterns by scheme, such as ``{"INT8 channel": ["attn1"]}``.
+            They override ModelOpt's default exclusions; ``modules_to_not_convert`` overrides them.
+        activation_scale: A name in :data:`ACTIVATION_SCALES`; by default as Diffusers has it: ``"static tensor"``, or
+            ``"dynamic token"`` where weights are scaled per channel or block.
+        activation_calibrator: How a static scale is found: ``"max"``, or ``"percentile"``, ``"entropy"`` or ``"mse"`` of a
+            histogram.
+        percentile: Share of the histogram that the scale covers, in percent.
+        packed_dtype: Dtype of the weights before they were packed. Set by saving.
+        arguments: Further arguments of the algorithm, such as ``alpha`` of ``smoothquant``.
+
+    Raises:
+        ValueError, TypeError: Naming the argument, its value and what is allowed.
+
+    Source: the table "Supported quantization types" of Diffusers' ModelOpt page.
+    """
+
+    def __init__(
+        self,
+        quant_type: str,
+        modules_to_not_convert: str | Iterable[str] | None = None,
+        weight_only: bool | None = None,
+        channel_quantize: int | None = None,
+        block_quantize: int | None = None,
+        scale_channel_quantize: int | None = None,
+        scale_block_quantize: int | None = None,
+        algorithm: str | Mapping[str, Any] = "max",
+        forward_loop: Callable[[nn.Module], None] | None = None,
+        modelopt_config: Mapping[str, Any] | None = None,
+        disable_conv_quantization: bool = False,
+        *,
+        pointwise_as_linear: bool = False,
+        per_layer: Mapping[str, str | Iterable[str]] | None = None,
+        activation_scale: str | None = None,
+        activation_calibrator: str = "max",
+        percentile: float = 99.9,
+        packed_dtype: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        blocks = Blocks(channel_quantize, block_quantize, scale_channel_quantize, scale_block_quantize)
+        if isinstance(quant_type, str) and " " in quant_type:
+            if quant_type not in SCHEMES:
+                raise ValueError(f"quant_type={quant_type!r} is not a scheme. Allowed: {', '.join(SCHEMES)}")
+            if blocks != Blocks():
+                raise ValueError(
+                    f"quant_type={quant_type!r} is a scheme, which sets the axes and block sizes: {blocks}"
+                )
+            quant_type, sizes = SCHEMES[quant_type]
+            blocks = Blocks(**sizes)
+        weights, activations = split_quant_type(quant_type)
+        if weight_only and activations is not None:
+            raise ValueError(f"weight_only=True contradicts quant_type={quant_type!r}, which names an activation type")
+        if forward_loop is not None and not callable(forward_loop):
+            raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
+        if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
+            raise ValueError(f"percentile={percentile!r} is not allowed. Allowed: above 0, up to 100")
+        if (method := arguments.pop("quant_method", "modelopt")) != "modelopt":
+            raise ValueError(f"quant_method={method!r} is not 'modelopt'")
+
+        self.quant_method = QuantizationMethod.MODELOPT
+        self.quant_type = quant_type
+        self.modules_to_not_convert = as_patterns("modules_to_not_convert", modules_to_not_convert)
+        self.weight_only = activations is None if weight_only is None else weight_only
+        vars(self).update(vars(blocks if modelopt_config else blocks.resolve(weights)))
+        self.forward_loop = forward_loop
+        self.disable_conv_quantization = disable_conv_quantization
+        self.pointwise_as_linear = bool(pointwise_as_linear)
+        self.per_layer = _schemes_per_layer(per_layer)
+        self.activation_scale, self.activation_calibrator = activation_scale, activation_calibrator
+        self.percentile, self.packed_dtype = percentile, packed_dtype
+        if modelopt_config:
+            built = _from_json(dict(modelopt_config))
+            built["algorithm"] = algorithm_dict(built.get("algorithm") or algorithm, arguments)
+        else:
+            chosen = algorithm_dict(algorithm, arguments)
+            built = {"quant_cfg": self._entries(blocks), "algorithm": chosen}
+        self.modelopt_config: dict[str, Any] = built
+
+    def _entries(self, blocks: Blocks) -> list[dict[str, Any]]:
+        """Return ModelOpt's ordered entries: all off, then weights and activations on, then its own exclusions."""
+        weights, activations = split_quant_type(self.quant_type)
+        on = [{"quantizer_name": "*weight_quantizer", "cfg": blocks.resolve(weights).weight_cfg(weights)}]
+        scale, calibrator = self.activation_scale, self.activation_calibrator
+        if not self.weight_only:
+            on += activation_entries(activations or weights, blocks.channel_quantize is not None, scale, calibrator)
+        elif scale is not None or calibrator != "max":
+            raise ValueError(
+                f"activation_scale={scale!r} and activation_calibrator={calibrator!r} are for quantized activations, and "
+                f"quant_type={self.quant_type!r} has none. Allowed with weight_only=False"
+            )
+        return [{"quantizer_name": "*", "enable": False}, *on, *default_exclusions()]
+
+    @property
+    def algorithm(self) -> dict[str, Any]:
+        """ModelOpt's algorithm: ``method`` and its arguments."""
+        return self.modelopt_config["algorithm"]
+
+    @property
+    def input_cfg(self) -> dict[str, Any] | None:
+        """The ``cfg`` of ModelOpt's input quantizers; None if activations are not quantized."""
+        entries = self.modelopt_config["quant_cfg"]
+        found = (e["cfg"] for e in entries if e["quantizer_name"] == "*input_quantizer" and "cfg" in e)
+        return next(found, None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON has it, without the forward loop."""
+        kept = {name: value for name, value in vars(self).items() if name != "forward_loop"}
+        return json.loads(json.dumps(_to_json(kept | {"quant_method": "modelopt"})))
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return :meth:`to_dict`, which Diffusers' ``repr`` and ``to_json_string`` ask for under this name."""
+        return self.to_dict()
+
+
+def _schemes_per_layer(per_layer: Mapping[str, str | Iterable[str]] | None) -> dict[str, list[str]]:
+    checked = {}
+    for scheme, value in (per_layer or {}).items():
+        ModelOptConfig(scheme)  # raises if it is unknown
+        checked[scheme] = as_patterns(f"per_layer[{scheme!r}]", value)
+        if not checked[scheme]:
+            raise ValueError(f"per_layer[{scheme!r}] is empty. Allowed: names or patterns of the layers for the scheme")
+    return checked
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    return [_to_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _from_json(value: Any) -> Any:
+    """Undo JSON in a ModelOpt configuration: axes are integers, (exponent, mantissa) are tuples."""
+    if isinstance(value, dict):
+        pairs = ((int(k) if str(k).lstrip("-").isdigit() else k, _from_json(v)) for k, v in value.items())
+        return {k: tuple(v) if k in ("num_bits", "scale_bits") and isinstance(v, list) else v for k, v in pairs}
+    return [_from_json(item) for item in value] if isinstance(value, list) else value
+
+
+make_config = ModelOptConfig

@@ -1,0 +1,44 @@
+"""Match patterns against layer names: the one pattern language of the kit."""
+
+import difflib
+import fnmatch
+from collections.abc import Container, Iterable
+
+
+def as_patterns(argument: str, value: str | Iterable[str] | None) -> list[str]:
+    """Return names or patterns as a new list. Raises ValueError, naming ``argument``, if one is empty or no string."""
+    patterns = [] if value is None else [value] if isinstance(value, str) else list(value)
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern.strip():
+            raise ValueError(f"{argument} holds {pattern!r}. Allowed: module names or patterns, as strings")
+    return patterns
+
+
+def matches(pattern: str, layer: str, modules: Container[str]) -> bool:
+    """Return whether ``pattern`` matches a layer's name, in a model that has these ``modules``.
+
+    The whole name of a module matches the module and all in it. Anything else is a part of a name, or a shell-style
+    pattern of one, as in Diffusers' ``modules_to_not_convert``; ``.weight`` at its end is ignored.
+    """
+    pattern = pattern.removesuffix(".weight")
+    if pattern in modules:
+        return f"{layer}.".startswith(f"{pattern}.")
+    return fnmatch.fnmatchcase(layer, f"*{pattern}*")
+
+
+def matching_layers(
+    model: object, argument: str, pattern: str, layers: Iterable[str], modules: Container[str]
+) -> list[str]:
+    """List the ``layers`` that ``pattern`` matches. ``model`` is a model or its name, for the error text.
+
+    Raises:
+        ValueError: Naming ``argument`` and the nearest names, if it matches none.
+    """
+    layers = list(layers)
+    if found := [layer for layer in layers if matches(pattern, layer, modules)]:
+        return found
+    parts = sorted({part for layer in layers for part in (layer, *layer.split("."))})
+    close = difflib.get_close_matches(pattern, parts, n=3, cutoff=0.4)
+    hint = f" Nearest: {', '.join(close)}" if close else f" Its layers are named like {layers[0]}"
+    name = model if isinstance(model, str) else type(model).__name__
+    raise ValueError(f"{argument} holds {pattern!r}, which matches no layer of {name}.{hint}")

@@ -1,0 +1,1 @@
+"""Which layers: their kinds, and selecting among them."""

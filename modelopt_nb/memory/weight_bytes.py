@@ -1,0 +1,58 @@
+"""Count the bytes of a model's weights."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """The bytes of a model's parameters and buffers.
+
+    ``by_dtype`` maps dtype names to bytes. ``weights`` counts the numbers that the parameters stand for: a byte with two
+    4-bit weights counts as two. Scales and other buffers add bytes and no weights.
+    """
+
+    by_dtype: dict[str, int]
+    weights: int
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.by_dtype.values())
+
+    @property
+    def mib(self) -> float:
+        """All bytes, in MiB."""
+        return self.total / MIB
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight, scales and buffers included."""
+        return 8 * self.total / self.weights if self.weights else 0.0
+
+    @property
+    def of_bf16(self) -> float:
+        """All bytes over those of the same weights in bfloat16."""
+        return self.total / (2 * self.weights) if self.weights else 0.0
+
+
+def stored_dtype(tensor: torch.Tensor) -> str:
+    """Return the dtype of a tensor's bytes, by name. The ``dtype`` of a packed weight is the one it is read as."""
+    return str(vars(torch._C.TensorBase)["dtype"].__get__(tensor)).removeprefix("torch.")
+
+
+def weight_bytes(model: nn.Module) -> WeightBytes:
+    """Count the bytes of ``model``'s parameters and buffers by dtype. Shared tensors count once."""
+    parameters = {id(p): p for p in model.parameters()}
+    tensors = parameters | {id(b): b for b in model.buffers()}
+    by_dtype: Counter[str] = Counter()
+    for tensor in tensors.values():
+        by_dtype[stored_dtype(tensor)] += tensor.numel() * tensor.element_size()
+    shapes = (getattr(p, "metadata", {"shape": p.shape})["shape"] for p in parameters.values())  # packed: the dense one
+    return WeightBytes(dict(by_dtype), sum(math.prod(shape) for shape in shapes))

@@ -1,0 +1,1 @@
+"""Plan, calibrate, pack, report."""

@@ -1,0 +1,112 @@
+"""Check that an algorithm can do its work, and run it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelopt_nb.config.config import ModelOptConfig
+from modelopt_nb.config.quant_types import split_quant_type
+from modelopt_nb.packing.input_amax import run_forward_loop
+from modelopt_nb.packing.plan import Plan, plan
+from modelopt_nb.upstream.calibrate import collect_amax, has_channel_scales, run_calibration
+from modelopt_nb.upstream.insert import why_not_rounded
+
+ForwardLoop = Callable[["nn.Module"], None]
+#: Algorithms that scale the input channels of layers.
+SCALE_CHANNELS = ("smoothquant", "awq_lite", "svdquant")
+#: Algorithms that need a forward loop.
+NEED_LOOP = (*SCALE_CHANNELS, "awq_clip", "awq_full", "gptq", "local_hessian")
+
+
+def check_config(model: nn.Module, config: ModelOptConfig) -> None:
+    """Refuse a configuration that cannot quantize ``model``, or that packs it and cannot run on its device.
+
+    Raises:
+        ValueError: As :func:`plan` and :func:`check_algorithm` do, or activations that ModelOpt cannot round here.
+    """
+    entries = plan(model, config).entries
+    check_algorithm(config, config.forward_loop)
+    device = next(model.parameters()).device
+    inputs = [e["cfg"] for e in entries if "cfg" in e and e["quantizer_name"].endswith("input_quantizer")]
+    if why := next(filter(None, (why_not_rounded(cfg, device) for cfg in inputs)), ""):
+        raise ValueError(
+            f"quant_type={config.quant_type!r} has activations that cannot be rounded on {device}: {why} "
+            "Allowed here: activations in FP8 or INT8, or weights alone"
+        )
+
+
+def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
+    """Refuse an algorithm that cannot work with ``config``.
+
+    Raises:
+        ValueError: No forward loop where it needs one, or types and scales that it does not support.
+    """
+    method, inputs = config.algorithm["method"], config.input_cfg
+    weights, _ = split_quant_type(config.quant_type)
+    if loop is None and method in NEED_LOOP:
+        raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
+    if method == "smoothquant" and not (inputs and inputs["num_bits"] == 8 and weights.name == "INT8"):
+        raise ValueError(
+            "algorithm='smoothquant' moves outliers from INT8 activations to INT8 weights, in ModelOpt, and quant_type="
+            f"{config.quant_type!r}, weight_only={config.weight_only} is not that. Allowed: 'INT8' with weight_only=False"
+        )
+    blocks = (inputs or {}).get("block_sizes")
+    if method in NEED_LOOP and blocks and "scale_bits" not in blocks:
+        raise ValueError(
+            f"algorithm={method!r} scales the channels of activations, which cannot have a scale per token too. Allowed "
+            "with it: activation_scale='static tensor', 'dynamic tensor' or 'static channel'"
+        )
+    if method == "mse" and weights.name == "NF4":
+        raise ValueError(
+            "algorithm='mse' changes nothing in NF4, whose packing takes each block's amax. Allowed: 'max'"
+        )
+
+
+def needs_only_amax(config: ModelOptConfig, plan: Plan) -> bool:
+    """Return whether calibration needs only the inputs' amax, which the dense model gives faster."""
+    enabled = [e for e in plan.entries if "cfg" in e]
+    inputs = [e["cfg"] for e in enabled if e["quantizer_name"].endswith("input_quantizer")]
+    known = all(e["quantizer_name"].endswith(("weight_quantizer", "input_quantizer")) for e in enabled)
+    static = any(cfg.get("type") != "dynamic" for cfg in inputs)
+    return known and static and config.algorithm["method"] == config.activation_calibrator == "max"
+
+
+def calibrate(
+    model: nn.Module,
+    config: ModelOptConfig,
+    plan: Plan,
+    loop: ForwardLoop | None,
+    amax: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Calibrate a model that has quantizers, from the ``amax`` of its inputs if known, else with the forward loop.
+
+    Raises:
+        ValueError: A loop that does not reach every layer to be packed, or an algorithm that fails on this scheme.
+        FloatingPointError: NaN while the loop runs.
+    """
+    method, in_loop = config.algorithm["method"], []
+
+    def run(model: nn.Module) -> None:
+        in_loop.append(True)
+        if amax is not None:
+            collect_amax(model, amax)
+        elif loop is not None:
+            run_forward_loop(loop, model, plan.layouts)
+        in_loop.clear()
+
+    arguments: dict[str, Any] = {"calibrator": config.activation_calibrator, "percentile": config.percentile}
+    try:
+        run_calibration(model, config.algorithm, run if loop else None, **arguments)
+    except Exception as error:
+        if in_loop:  # the loop's own error
+            raise
+        raise ValueError(
+            f"algorithm={method!r} cannot be used with quant_type={config.quant_type!r}: {error}"
+        ) from error
+    if method in SCALE_CHANNELS and not has_channel_scales(model):
+        raise ValueError(
+            f"algorithm={method!r} changes nothing with quant_type={config.quant_type!r} and activation_scale="
+            f"{config.activation_scale!r}. Allowed: 'max', or another of algorithm_table()"
+        )

@@ -1,0 +1,94 @@
+"""Collect the amax of layer inputs while a forward loop runs."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def input_amax(
+    model: nn.Module, layers: Iterable[str], argument: str = "forward_loop"
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect the amax of the inputs of ``layers`` while the block runs. Max calibration needs nothing else.
+
+    Yields:
+        By layer, for those that were reached: the amax per channel, in the input's dtype, with as many axes as the
+        input; all but the channel axis have length 1.
+
+    Raises:
+        FloatingPointError: NaN or infinity in a layer's input, or in the output of the model or one of its children.
+            ``argument`` names what caused it.
+    """
+    found: dict[str, torch.Tensor] = {}
+    bad_outputs: list[str] = []
+
+    def check() -> None:
+        bad_inputs = [name for name, amax in found.items() if not amax.isfinite().all()]
+        if bad_inputs or bad_outputs:
+            where = f"{bad_inputs[0]} gets" if bad_inputs else f"{bad_outputs[0]} returns"
+            raise FloatingPointError(f"{argument}: {where} NaN or infinity on the calibration data")
+
+    def before(name: str, layer: nn.Module) -> Callable[..., None]:
+        axis = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
+
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            given = torch.atleast_2d(args[0].detach())
+            others = [i for i in range(given.ndim) if i != axis % given.ndim]
+            amax = torch.maximum(given.amax(others, keepdim=True), -given.amin(others, keepdim=True))
+            found[name] = torch.maximum(found[name], amax) if name in found else amax
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            outputs = output.values() if isinstance(output, Mapping) else output
+            for tensor in outputs if isinstance(output, (tuple, list, Mapping)) else [output]:
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+                    bad_outputs.append(name)
+
+        return hook
+
+    parts = {type(model).__name__: model, **dict(model.named_children())}
+    hooks = [part.register_forward_hook(after(name)) for name, part in parts.items()]
+    watched = {name: model.get_submodule(name) for name in layers}
+    hooks += [layer.register_forward_pre_hook(before(name, layer)) for name, layer in watched.items()]
+    try:
+        yield found
+    except Exception:
+        check()  # ModelOpt's own error of NaN names no layer
+        raise
+    else:
+        check()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def run_forward_loop(
+    loop: Callable[[nn.Module], None], model: nn.Module, layers: Iterable[str]
+) -> dict[str, torch.Tensor]:
+    """Run ``loop`` and return the amax of the inputs of ``layers``.
+
+    Raises:
+        ValueError: The loop does not reach all of ``layers``. (ModelOpt would leave those without a scale.)
+        FloatingPointError: As :func:`input_amax` does.
+    """
+    layers = list(layers)
+    with input_amax(model, layers) as found:
+        loop(model)
+    missed = [name for name in layers if name not in found]
+    if len(missed) == len(layers):
+        raise ValueError(
+            f"forward_loop={loop!r} did not call the {type(model).__name__} that it got. Needed: a function that "
+            "runs its argument on inputs, such as denoising_loop or replay_loop makes"
+        )
+    if missed:
+        more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
+        raise ValueError(
+            f"forward_loop={loop!r} never reached {', '.join(missed[:3])}{more}. "
+            "Needed: inputs that use them, or modules_to_not_convert"
+        )
+    return found

@@ -1,0 +1,92 @@
+"""Save packed models atomically, and verify them on load."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelopt_nb.upstream.layers import has_packed_layers
+from modelopt_nb.upstream.repairs.base import Patch, Repair
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class AtomicSave(Repair):
+    """Make ``save_pretrained`` of a packed model or pipeline atomic, with a manifest that loading verifies.
+
+    A dense model is saved and loaded as upstream does.
+    """
+
+    name = "atomic-save"
+    broken = (
+        "save_pretrained writes into the folder file by file: a process killed meanwhile leaves a mixture that loads"
+    )
+    versions = "diffusers 0.42.1 and transformers 5.14, and earlier"
+    issue = "not reported upstream; diffusers/models/modeling_utils.py, ModelMixin.save_pretrained"
+
+    def __init__(
+        self,
+        atomic_folder: Callable[[Any], AbstractContextManager[Path]],
+        write_manifest: Callable[[Path, str], None],
+        verify: Callable[[Sequence[str], str], None],
+        quantizer: type,
+        transformers_model: type | None,
+    ) -> None:
+        self.atomic_folder, self.write_manifest, self.verify = atomic_folder, write_manifest, verify
+        self.quantizer, self.transformers_model = quantizer, transformers_model
+
+    def needed(self) -> bool:
+        import tempfile
+
+        from diffusers import ConfigMixin, ModelMixin
+
+        class Interrupted(ModelMixin, ConfigMixin):
+            config_name = "config.json"
+
+            def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+                raise InterruptedError
+
+        with tempfile.TemporaryDirectory() as folder:
+            with contextlib.suppress(InterruptedError):
+                Interrupted().save_pretrained(folder)
+            return any(Path(folder).iterdir())
+
+    def patches(self) -> list[Patch]:
+        from diffusers import DiffusionPipeline, ModelMixin
+
+        load, quantizer, verify = vars(ModelMixin)["_load_pretrained_model"].__func__, self.quantizer, self.verify
+
+        @functools.wraps(load)
+        def verified(cls: type, model: nn.Module, state_dict: Any, files: list[str], *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(kwargs.get("hf_quantizer"), quantizer):  # which has verified it by now
+                verify(files, type(model).__name__)
+            return load(cls, model, state_dict, files, *args, **kwargs)
+
+        owners = [ModelMixin, DiffusionPipeline, *([self.transformers_model] if self.transformers_model else [])]
+        saves: list[Patch] = [(o, "save_pretrained", self._atomic(vars(o)["save_pretrained"])) for o in owners]
+        return [*saves, (ModelMixin, "_load_pretrained_model", classmethod(verified))]
+
+    def _atomic(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        from diffusers import DiffusionPipeline
+
+        @functools.wraps(original)
+        def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+            is_pipeline = isinstance(model, DiffusionPipeline)
+            if not any(has_packed_layers(part) for part in (model.components.values() if is_pipeline else [model])):
+                return original(model, save_directory, *args, **kwargs)
+            push = kwargs.pop("push_to_hub", False)
+            names = ("commit_message", "private", "token", "create_pr")
+            hub = {name: kwargs.pop(name) for name in names if name in kwargs}
+            repo = kwargs.pop("repo_id", Path(save_directory).name)
+            with self.atomic_folder(save_directory) as folder:
+                original(model, str(folder), *args, **kwargs)
+                if not is_pipeline:
+                    self.write_manifest(folder, type(model).__name__)
+            return model.push_to_hub(repo, **hub) if push else None
+
+        return save_pretrained

@@ -1,0 +1,40 @@
+"""Give a packed weight the dtype that it is read as."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelopt_nb.upstream.repairs.base import Patch, Repair
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PackedDtype(Repair):
+    """Answer the dtype that a packed weight is dequantized to, not the one that its bytes are stored in.
+
+    Models ask a weight for its dtype and cast their inputs to it: T5 before its feed-forward output, Wan before its time
+    embedder, and every pipeline through ``model.dtype``. An input cast to float8 fails or is ruined.
+    """
+
+    name = "packed-dtype"
+    broken = "QTensorWrapper overrides dim() but not dtype, which stays that of the stored bytes"
+    versions = "nvidia-modelopt 0.47.0 and earlier"
+    issue = "not reported upstream; modelopt/torch/quantization/qtensor/base_qtensor.py, QTensorWrapper"
+
+    def needed(self) -> bool:
+        import torch
+        from modelopt.torch.quantization.qtensor import FP8QTensor, QTensorWrapper
+
+        return QTensorWrapper(FP8QTensor.quantize(torch.ones(2, 2))[0]).dtype != torch.float32
+
+    def patches(self) -> list[Patch]:
+        import torch
+        from modelopt.torch.quantization.qtensor import QTensorWrapper
+
+        stored = vars(torch._C.TensorBase)["dtype"]
+
+        def dtype(self: QTensorWrapper) -> torch.dtype:
+            return self.metadata["dtype"] if hasattr(self, "metadata") else stored.__get__(self)
+
+        return [(QTensorWrapper, "dtype", property(dtype))]

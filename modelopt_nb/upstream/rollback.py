@@ -1,0 +1,31 @@
+"""Undo changes of a model when an error interrupts them."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def rollback_on_error(model: nn.Module) -> Iterator[None]:
+    """Restore the modules, weights and hooks of ``model`` if the block raises.
+
+    Weights that were replaced come back. Weights that were changed in place do not.
+    """
+
+    def copied(state: dict) -> dict:
+        return {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in state.items()}
+
+    before = [(module, module.__class__, copied(vars(module))) for module in model.modules()]
+    weights = [(parameter, parameter.data) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, cls, state in before:
+            module.__class__ = cls
+            vars(module).clear()
+            vars(module).update(state)
+        for parameter, data in weights:
+            parameter.data = data
+        raise
