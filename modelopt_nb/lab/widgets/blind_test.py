@@ -102,7 +102,9 @@ class BlindTest(BackgroundWidget):
         self.reset()
 
     def __repr__(self) -> str:
-        return f"BlindTest({type(self.workbench.pipeline).__name__}, {len(self._results)} answers, {self.status})"
+        return (
+            f"BlindTest({type(self.workbench.pipeline).__name__}, {len(self._results)} answers, {self.status})"
+        )
 
     def reset(self) -> None:
         """Forget all answers, and shuffle anew."""
