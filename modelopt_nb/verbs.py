@@ -1,61 +1,38 @@
-"""The verbs on a model: enable, quantize, dequantized, export."""
+"""The verbs on a loaded model: enable and quantize. (A module named like a verb would hide it, once imported.)"""
 
-import contextlib
 import copy
 import functools
-import importlib.util
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
-from diffusers import ModelMixin
 from torch import nn
 
 from modelopt_nb.checkpoints.atomic_folder import atomic_folder
-from modelopt_nb.checkpoints.diffusers_quantizer import DiffusersQuantizer
 from modelopt_nb.checkpoints.manifest import verify, write_manifest
+from modelopt_nb.checkpoints.packer import Packer
 from modelopt_nb.config.config import ModelOptConfig
 from modelopt_nb.packing.calibrate import check_algorithm
 from modelopt_nb.packing.pack import pack
 from modelopt_nb.packing.plan import plan
 from modelopt_nb.packing.report import Report
-from modelopt_nb.upstream.export import export_checkpoint
-from modelopt_nb.upstream.insert import insert_quantizers
-from modelopt_nb.upstream.layers import has_packed_layers
-from modelopt_nb.upstream.packed_weights import unpacked
+from modelopt_nb.upstream import repairs
 from modelopt_nb.upstream.quiet import quiet
-from modelopt_nb.upstream.repairs.atomic_save import AtomicSave
-from modelopt_nb.upstream.repairs.base import Repair
-from modelopt_nb.upstream.repairs.calibrated_scales import CalibratedScales
-from modelopt_nb.upstream.repairs.config_class import ConfigClass
-from modelopt_nb.upstream.repairs.fp8_zeros import Fp8Zeros
-from modelopt_nb.upstream.repairs.nf4_read_back import Nf4ReadBack
-from modelopt_nb.upstream.repairs.pack_while_loading import PackWhileLoading
-from modelopt_nb.upstream.repairs.packed_dtype import PackedDtype
-from modelopt_nb.upstream.repairs.restore_from_config import RestoreFromConfig
 
 
 @functools.cache
-def repairs() -> tuple[Repair, ...]:
-    """Return every repair; those of Transformers only where it is installed."""
-    quantizer = model_class = None
-    if importlib.util.find_spec("transformers"):
-        from transformers import PreTrainedModel as model_class
-
-        from modelopt_nb.checkpoints.transformers_quantizer import TransformersQuantizer as quantizer
+def all_repairs() -> tuple[repairs.Repair, ...]:
+    """Return every repair, with the parts of the kit that it puts in place."""
     return (
-        *(Nf4ReadBack(), Fp8Zeros(), CalibratedScales(), PackedDtype()),
-        ConfigClass(ModelOptConfig),
-        PackWhileLoading(DiffusersQuantizer, quantizer, ModelOptConfig),
-        RestoreFromConfig(),
-        AtomicSave(atomic_folder, write_manifest, verify, DiffusersQuantizer, model_class),
+        *(repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.CalibratedScales(), repairs.PackedDtype()),
+        *(repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)),
+        *(repairs.RestoreFromConfig(), repairs.AtomicSave(atomic_folder, write_manifest, verify)),
     )
 
 
 def repair_states() -> dict[str, str]:
     """Return for every repair whether it is on, needed or unnecessary."""
     with quiet():
-        return {repair.name: repair.state for repair in repairs()}
+        return {repair.name: repair.state for repair in all_repairs()}
 
 
 def enable() -> None:
@@ -65,7 +42,7 @@ def enable() -> None:
     are saved atomically. Calling it again changes nothing. :func:`modelopt_nb.doctor` lists the repairs.
     """
     with quiet():
-        for repair in repairs():
+        for repair in all_repairs():
             if not repair.applied and repair.needed():
                 repair.apply()
 
@@ -98,61 +75,15 @@ def quantize(
     return report
 
 
-def _attach(model: nn.Module, config: ModelOptConfig, report: Report) -> None:
+def _attach(model: Any, config: ModelOptConfig, report: Report) -> None:
     """Attach configuration and quantizer, so that a model packed in memory saves like a loaded one."""
     config = copy.copy(config)  # the caller may quantize another model with it
     config.packed_dtype = report.packed[0].dtype
-    if isinstance(model, ModelMixin):
-        model.hf_quantizer = DiffusersQuantizer(config)
-        model.register_to_config(quantization_config=config)
-    elif "transformers" in sys.modules and isinstance(model, sys.modules["transformers"].PreTrainedModel):
-        from modelopt_nb.checkpoints.transformers_quantizer import TransformersQuantizer
-
-        model.hf_quantizer = TransformersQuantizer(config)
-        model.config.quantization_config = config
-    else:
-        return
-    model.hf_quantizer.report = report
-
-
-@contextlib.contextmanager
-def dequantized(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold a packed model's weights dense while the block runs, then packed again.
-
-    Outputs are the same bit for bit, without dequantizing at every call. Quantized activations stay quantized.
-    """
-    with unpacked(model):
-        yield model
-
-
-def export(
-    model: nn.Module, config: ModelOptConfig, folder: str | os.PathLike,
-    forward_loop: Callable[[nn.Module], None] | None = None,
-) -> None:  # fmt: skip
-    """Quantize a copy of a dense model and write it for TensorRT, TensorRT-LLM, SGLang or vLLM, which need CUDA.
-
-    Args:
-        model: A dense model, not changed. ModelOpt exports weights that are not packed yet.
-        config: FP8 or INT8 per tensor or channel, INT4, or NVFP4, with or without activations.
-        folder: Replaced atomically.
-        forward_loop: Calibrates, as in :func:`quantize`.
-
-    Raises:
-        TypeError, ValueError: Before any work: a packed model, or a type that ModelOpt 0.47 cannot export.
-
-    Source: ``modelopt.torch.export.export_hf_checkpoint``.
-    """
-    if has_packed_layers(model):
-        raise TypeError("model is packed already. Allowed: the dense model, which export() quantizes itself")
-    planned = plan(model, config)
-    for layout in planned.layouts.values():
-        if not layout.type.exportable or (layout.block is not None) != layout.type.needs_block:
-            raise ValueError(
-                f"config={config.quant_type!r}, block_quantize={config.block_quantize}: ModelOpt cannot export it. "
-                "Allowed: FP8 and INT8 per tensor or channel, INT4, NVFP4"
-            )
-    enable()
-    model = copy.deepcopy(model)
-    insert_quantizers(model, planned.entries, config.algorithm)
-    with atomic_folder(folder) as new:
-        export_checkpoint(model, config.algorithm, forward_loop or config.forward_loop, new)
+    for model_class, quantizer_class in repairs.model_classes():
+        if isinstance(model, model_class):
+            model.hf_quantizer = quantizer_class(config)
+            model.hf_quantizer.report = report
+            if hasattr(model, "register_to_config"):
+                model.register_to_config(quantization_config=config)
+            else:
+                model.config.quantization_config = config

@@ -7,15 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelopt_nb.checkpoints.manifest import tensor_shapes, verify, verify_tensors
+from modelopt_nb.checkpoints.manifest import METADATA, tensor_shapes, verify, verify_tensors
 from modelopt_nb.config.config import ModelOptConfig
 from modelopt_nb.packing.calibrate import calibrate, check_algorithm
 from modelopt_nb.packing.plan import plan
 from modelopt_nb.packing.report import Report
-from modelopt_nb.upstream.insert import insert_quantizers
 from modelopt_nb.upstream.layers import make_linear, weight_of
-from modelopt_nb.upstream.pack import LOW_RANK, expect_low_rank, finish_packing, pack_layer
-from modelopt_nb.upstream.packed_weights import expect_packed, wrap_packed
+from modelopt_nb.upstream.packed_weights import (
+    LOW_RANK,
+    expect_low_rank,
+    expect_packed,
+    finish_packing,
+    pack_layer,
+    wrap_packed,
+)
+from modelopt_nb.upstream.quantizers import insert_quantizers
 
 
 class Packer:
@@ -23,6 +29,8 @@ class Packer:
 
     With a forward loop the layers wait and are packed together, after one calibration of the whole dense model.
     """
+
+    metadata = METADATA  # of every safetensors file that is saved
 
     def __init__(self, config: ModelOptConfig, model: nn.Module, files: Sequence[Path], pre_quantized: bool) -> None:
         if pre_quantized:

@@ -20,11 +20,8 @@ def activation_entries(
 ) -> list[dict[str, Any]]:
     """Return the ``quant_cfg`` entries of ModelOpt's input quantizers.
 
-    Without a ``scale`` as Diffusers has it: one static scale per tensor, or a dynamic one per token where the weights are
-    scaled per channel or block (``per_channel``).
-
-    Raises:
-        ValueError: A type, scale or calibrator that is unknown or does not go with the others.
+    Without a ``scale`` as Diffusers has it: one static scale per tensor, or a dynamic one per token where weights are scaled
+    ``per_channel`` or block. Raises ValueError for what is unknown or does not go together.
     """
     if not activations.activations:
         takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.activations)
@@ -36,22 +33,20 @@ def activation_entries(
     cfg: dict[str, Any] = {"num_bits": activations.num_bits}
     chosen = scale or ("dynamic token" if per_channel else "static tensor")
     if calibrator != "max" and (chosen != "static tensor" or activations.needs_block):
-        raise ValueError(
-            f"activation_calibrator={calibrator!r} makes a histogram of a whole tensor, and the scale is {chosen!r}. Allowed "
-            "with it: activation_scale='static tensor'"
-        )
+        wrong = f"activation_calibrator={calibrator!r} makes a histogram of a whole tensor, and the scale is {chosen!r}"
+        raise ValueError(f"{wrong}. Allowed with it: activation_scale='static tensor'")
     if activations.needs_block:
         if scale is not None:
-            raise ValueError(
-                f"activation_scale={scale!r} does not apply to {activations.name}, whose blocks have dynamic scales"
-            )
+            wrong = f"activation_scale={scale!r} does not apply to {activations.name}"
+            raise ValueError(f"{wrong}, whose blocks have dynamic scales. Allowed: None")
         cfg["block_sizes"] = {-1: activations.block, "type": "dynamic", "scale_bits": activations.scale_bits}
         return [{"quantizer_name": "*input_quantizer", "cfg": cfg}]
     if calibrator != "max":
         cfg["calibrator"] = "histogram"
     linear, convolution = ACTIVATION_SCALES[chosen]
-    entries = [{"quantizer_name": "*input_quantizer", "cfg": cfg | linear}]
-    if convolution != linear:
-        for parent in ("nn.Conv1d", "nn.Conv2d", "nn.Conv3d"):
-            entries.append({"quantizer_name": "*input_quantizer", "parent_class": parent, "cfg": cfg | convolution})
-    return entries
+    classes = (None, "nn.Conv1d", "nn.Conv2d", "nn.Conv3d") if convolution != linear else (None,)
+    return [
+        {"quantizer_name": "*input_quantizer", "cfg": cfg | (convolution if parent else linear)}
+        | ({"parent_class": parent} if parent else {})
+        for parent in classes
+    ]

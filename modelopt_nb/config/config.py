@@ -12,7 +12,7 @@ from modelopt_nb.config.activations import activation_entries
 from modelopt_nb.config.patterns import as_patterns
 from modelopt_nb.config.quant_types import split_quant_type
 from modelopt_nb.config.schemes import SCHEMES, Blocks
-from modelopt_nb.upstream.insert import algorithm_dict, default_exclusions
+from modelopt_nb.upstream.quantizers import algorithm_dict, default_exclusions
 
 
 class ModelOptConfig(NVIDIAModelOptConfig):

@@ -39,6 +39,6 @@ def matching_layers(
         return found
     parts = sorted({part for layer in layers for part in (layer, *layer.split("."))})
     close = difflib.get_close_matches(pattern, parts, n=3, cutoff=0.4)
-    hint = f" Nearest: {', '.join(close)}" if close else f" Its layers are named like {layers[0]}"
+    hint = f"Nearest: {', '.join(close)}" if close else f"Its layers are named like {layers[0]}"
     name = model if isinstance(model, str) else type(model).__name__
-    raise ValueError(f"{argument} holds {pattern!r}, which matches no layer of {name}.{hint}")
+    raise ValueError(f"{argument} holds {pattern!r}, which matches no layer of {name}. {hint}")

@@ -24,8 +24,7 @@ class QuantType:
         scale_block: Size of the scales' own blocks, in scales.
         dynamic_block: Whether ModelOpt computes the block scales while it packs.
         flat: Whether the packed weight is stored in one dimension.
-        activations: Whether activations can have this type.
-        exportable: Whether ModelOpt's exporter writes this type.
+        activations, exportable: Whether activations can have this type, and whether ModelOpt's exporter writes it.
     """
 
     name: str
@@ -48,41 +47,34 @@ class QuantType:
         return self.block is not None
 
 
-QUANT_TYPES: dict[str, QuantType] = {
-    t.name: t
-    for t in (
-        QuantType("FP8", (4, 3), 8, "float8_e4m3fn", "FP8QTensor", activations=True),
-        QuantType("INT8", 8, 8, "int8", "INT8QTensor", activations=True),
-        # ModelOpt's own block: modelopt_recipes configs/numerics/int4_per_block.yaml
-        QuantType("INT4", 4, 4, "uint8", "INT4QTensor", (("_scale", "column", None),), block=128),
-        # ModelOpt has no NF4 preset today; 64 and 256 are QLoRA's (arXiv 2305.14314) and its former default
-        QuantType(
-            "NF4", 4, 4, "uint8", "NF4QTensor", block=64, scale_bits=8, scale_block=256, flat=True, exportable=False,
-            scales=(("_scale", "rows", "int8"), ("_double_scale", "row", None), ("_scale_zeros", "scalar", None)),
-        ),
-        # modelopt_recipes configs/numerics/nvfp4.yaml
-        QuantType(
-            "NVFP4", (2, 1), 4, "uint8", "NVFP4QTensor", block=16, scale_bits=(4, 3), dynamic_block=True, activations=True,
-            scales=(("_scale", "grid", "float8_e4m3fn"), ("_double_scale", "scalar", "float32")),
-        ),
-    )
-}  # fmt: skip
+_NF4_SCALES = (("_scale", "rows", "int8"), ("_double_scale", "row", None), ("_scale_zeros", "scalar", None))
+_NVFP4_SCALES = (("_scale", "grid", "float8_e4m3fn"), ("_double_scale", "scalar", "float32"))
+_ROWS = (
+    QuantType("FP8", (4, 3), 8, "float8_e4m3fn", "FP8QTensor", activations=True),
+    QuantType("INT8", 8, 8, "int8", "INT8QTensor", activations=True),
+    # ModelOpt's own block: modelopt_recipes configs/numerics/int4_per_block.yaml
+    QuantType("INT4", 4, 4, "uint8", "INT4QTensor", (("_scale", "column", None),), block=128),
+    # ModelOpt has no NF4 preset today; 64 and 256 are QLoRA's (arXiv 2305.14314) and its former default
+    QuantType("NF4", 4, 4, "uint8", "NF4QTensor", _NF4_SCALES, 64, 8, 256, flat=True, exportable=False),
+    # modelopt_recipes configs/numerics/nvfp4.yaml
+    QuantType(
+        "NVFP4", (2, 1), 4, "uint8", "NVFP4QTensor", _NVFP4_SCALES, 16, (4, 3), dynamic_block=True, activations=True
+    ),
+)
+QUANT_TYPES: dict[str, QuantType] = {row.name: row for row in _ROWS}
 
 
 def split_quant_type(quant_type: str) -> tuple[QuantType, QuantType | None]:
     """Return the rows of ``"FP8"``, or of ``"FP8_INT8"``: weights, then activations.
 
-    Raises:
-        TypeError, ValueError: Not a string, or an unknown type.
+    Raises TypeError for what is no string, ValueError for an unknown type.
     """
     if not isinstance(quant_type, str):
         raise TypeError(f"quant_type must be a string such as 'FP8', not {quant_type!r}")
     names = quant_type.split("_")
     for name in names:
         if name not in QUANT_TYPES or len(names) > 2:
-            part = "" if len(names) == 1 else f" ({name!r} in it)" if name not in QUANT_TYPES else ""
-            raise ValueError(
-                f"quant_type={quant_type!r}{part} is not known. Allowed: {', '.join(QUANT_TYPES)}, or weights and "
-                "activations as in 'FP8_INT8'"
-            )
+            part = f" ({name!r} in it)" if len(names) > 1 and name not in QUANT_TYPES else ""
+            known = f"{', '.join(QUANT_TYPES)}, or weights and activations as in 'FP8_INT8'"
+            raise ValueError(f"quant_type={quant_type!r}{part} is not known. Allowed: {known}")
     return QUANT_TYPES[names[0]], QUANT_TYPES[names[1]] if len(names) == 2 else None

@@ -5,20 +5,20 @@ from typing import Any
 
 from modelopt_nb.config.quant_types import QUANT_TYPES, QuantType
 
-_BLOCK = {"channel_quantize": -1, "block_quantize": 32}
+_BLOCK_32, _BLOCK_128 = ({"channel_quantize": -1, "block_quantize": size} for size in (32, 128))
 
 #: Short names for the schemes of the document's table, and what each stands for.
 SCHEMES: dict[str, tuple[str, dict[str, int]]] = {
     "FP8": ("FP8", {}),
     "FP8 channel": ("FP8", {"channel_quantize": 0}),
-    "FP8 block": ("FP8", {"channel_quantize": -1, "block_quantize": 128}),
+    "FP8 block": ("FP8", _BLOCK_128),
     "INT8": ("INT8", {}),
     "INT8 channel": ("INT8", {"channel_quantize": 0}),
-    "INT8 block": ("INT8", {"channel_quantize": -1, "block_quantize": 128}),
+    "INT8 block": ("INT8", _BLOCK_128),
     "INT4": ("INT4", {}),
-    "INT4 block": ("INT4", _BLOCK),
+    "INT4 block": ("INT4", _BLOCK_32),
     "NF4": ("NF4", {}),
-    "NF4 double block": ("NF4", _BLOCK | {"scale_channel_quantize": -1, "scale_block_quantize": 256}),
+    "NF4 double block": ("NF4", _BLOCK_32 | {"scale_channel_quantize": -1, "scale_block_quantize": 256}),
     "NVFP4": ("NVFP4", {}),
     "NVFP4 block": ("NVFP4", {"channel_quantize": -1, "block_quantize": 16}),
 }
@@ -35,40 +35,15 @@ class Blocks:
 
     def resolve(self, weights: QuantType) -> "Blocks":
         """Fill in the defaults of a type. Raises ValueError if the arguments do not fit the type or each other."""
-        self._check_values(weights)
-        if self.block_quantize is not None and self.channel_quantize is None:
-            raise ValueError(
-                f"block_quantize={self.block_quantize} needs channel_quantize, the axis that its blocks run along"
-            )
-        for name in ("scale_channel_quantize", "scale_block_quantize"):
-            value = getattr(self, name)
-            if value is not None and weights.scale_block is None:
-                takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.scale_block)
-                raise ValueError(f"{name}={value} does not apply to {weights.name}. Allowed with: {takers}")
-            if value is not None and self.block_quantize is None:
-                raise ValueError(f"{name}={value} needs block_quantize, the blocks whose scales it groups")
-        if (self.scale_block_quantize is None) != (self.scale_channel_quantize is None):
-            raise ValueError(
-                f"scale_channel_quantize={self.scale_channel_quantize} and scale_block_quantize="
-                f"{self.scale_block_quantize} need each other: give both or neither"
-            )
-        if weights.bits == 4 and self.block_quantize is not None and self.block_quantize % 2:
-            raise ValueError(
-                f"block_quantize={self.block_quantize} is odd, and two {weights.name} weights share a byte. Allowed: even "
-                "sizes"
-            )
+        self._check(weights)
         if not weights.needs_block:
             return self
-        return Blocks(
-            channel_quantize=-1,
-            block_quantize=self.block_quantize or weights.block,
-            scale_channel_quantize=-1 if weights.scale_block else None,
-            scale_block_quantize=self.scale_block_quantize or weights.scale_block,
-        )
+        scale_block = self.scale_block_quantize or weights.scale_block
+        return Blocks(-1, self.block_quantize or weights.block, -1 if weights.scale_block else None, scale_block)
 
-    def _check_values(self, weights: QuantType) -> None:
-        for name in ("block_quantize", "scale_block_quantize"):
-            value = getattr(self, name)
+    def _check(self, weights: QuantType) -> None:
+        block, scale_block = self.block_quantize, self.scale_block_quantize
+        for name, value in (("block_quantize", block), ("scale_block_quantize", scale_block)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
                 raise ValueError(f"{name}={value!r} is not a block size. Allowed: a whole number of 2 or more, or None")
         axes = {"channel_quantize": (-1,) if weights.needs_block else (0, 1, -1), "scale_channel_quantize": (-1,)}
@@ -77,6 +52,21 @@ class Blocks:
             if value is not None and (isinstance(value, bool) or value not in allowed):
                 shown = ", ".join(map(str, allowed))
                 raise ValueError(f"{name}={value!r} is not supported here. Allowed: {shown} or None")
+        if block is not None and self.channel_quantize is None:
+            raise ValueError(f"block_quantize={block} needs channel_quantize, the axis that its blocks run along")
+        for name in ("scale_channel_quantize", "scale_block_quantize"):
+            value = getattr(self, name)
+            if value is not None and weights.scale_block is None:
+                takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.scale_block)
+                raise ValueError(f"{name}={value} does not apply to {weights.name}. Allowed with: {takers}")
+            if value is not None and block is None:
+                raise ValueError(f"{name}={value} needs block_quantize, the blocks whose scales it groups")
+        if (scale_block is None) != (self.scale_channel_quantize is None):
+            both = f"scale_channel_quantize={self.scale_channel_quantize} and scale_block_quantize={scale_block}"
+            raise ValueError(f"{both} need each other: give both or neither")
+        if weights.bits == 4 and block is not None and block % 2:
+            odd = f"block_quantize={block} is odd, and two {weights.name} weights share a byte"
+            raise ValueError(f"{odd}. Allowed: even sizes")
 
     def weight_cfg(self, weights: QuantType) -> dict[str, Any]:
         """Return the ``cfg`` of ModelOpt's weight quantizer; of resolved blocks."""

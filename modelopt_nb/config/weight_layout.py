@@ -13,14 +13,14 @@ ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """Describe how the weight of one layer is packed.
+    """Describe how the weight of one layer is packed: a quant type with its axis and block sizes.
 
     Attributes:
         type: The row of :data:`QUANT_TYPES`.
         axis: Channel axis, one scale per index; None for one scale per tensor.
-        block: Block size in weights along ``block_axis``; None for no blocks.
+        block, block_axis: Block size in weights, and the axis that blocks run along; None for no blocks.
         scale_block: Size of the scales' own blocks, in scales.
-        cfg: ModelOpt's quantizer attributes that it was read from.
+        cfg: ModelOpt's quantizer attributes.
     """
 
     type: QuantType
@@ -37,23 +37,17 @@ class WeightLayout:
         Raises:
             ValueError: A format that is no row of :data:`QUANT_TYPES`, blocks along two axes, or a list of quantizers.
         """
-        blocks = cfg.get("block_sizes") or {} if isinstance(cfg, Mapping) else {}
+        attributes = cfg if isinstance(cfg, Mapping) else {"num_bits": None}
+        blocks = attributes.get("block_sizes") or {}
         axes = [axis for axis in blocks if isinstance(axis, int)]
-        known = [t for t in QUANT_TYPES.values() if isinstance(cfg, Mapping) and t.num_bits == cfg.get("num_bits", 8)]
-        known = [t for t in known if t.scale_bits == blocks.get("scale_bits")]
-        if not known or len(axes) > 1:
-            raise ValueError(
-                f"modelopt_config has the weight quantizer {cfg!r}, which cannot be packed here. Allowed: the formats of "
-                f"{', '.join(QUANT_TYPES)}, with blocks along one axis"
-            )
-        return cls(
-            type=known[0],
-            axis=cfg.get("axis"),
-            block=blocks[axes[0]] if axes else None,
-            block_axis=axes[0] if axes else -1,
-            scale_block=next(iter((blocks.get("scale_block_sizes") or {}).values()), None),
-            cfg=cfg,
-        )
+        format = attributes.get("num_bits", 8), blocks.get("scale_bits")
+        types = [t for t in QUANT_TYPES.values() if (t.num_bits, t.scale_bits) == format]
+        if not types or len(axes) > 1:
+            wrong = f"modelopt_config has the weight quantizer {cfg!r}, which cannot be packed here"
+            raise ValueError(f"{wrong}. Allowed: the formats of {', '.join(QUANT_TYPES)}, with blocks along one axis")
+        block, block_axis = (blocks[axes[0]], axes[0]) if axes else (None, -1)
+        scale_block = next(iter((blocks.get("scale_block_sizes") or {}).values()), None)
+        return cls(types[0], attributes.get("axis"), block, block_axis, scale_block, attributes)
 
     def tensors(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, tuple[tuple[int, ...], str]]:
         """Return shape and dtype of every tensor that a packed weight of ``shape`` and ``dtype`` consists of.
@@ -61,24 +55,21 @@ class WeightLayout:
         ``weight`` holds the weights; the others are buffers of the layer's weight quantizer.
         """
         stored = shape if self.type.bits == 8 else (*shape[:-1], shape[-1] // 2)
-        tensors = {"weight": ((math.prod(stored),) if self.type.flat else stored, self.type.stored)}
-        return tensors | {n: (self._scale_shape(rule, shape), kind or dtype) for n, rule, kind in self.type.scales}
+        weight = ((math.prod(stored),) if self.type.flat else stored, self.type.stored)
+        scales = {name: (self._shape(rule, shape), kind or dtype) for name, rule, kind in self.type.scales}
+        return {"weight": weight, **scales}
 
-    def _scale_shape(self, rule: ScaleShape, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if rule == "scalar":
+    def _shape(self, rule: ScaleShape, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of scales: a grid like the weight's, a column of blocks, or padded rows of them."""
+        if rule == "grid" and self.block is not None:
+            axis = self.block_axis % len(shape)
+            return (*shape[:axis], shape[axis] // self.block, *shape[axis + 1 :])
+        if rule == "scalar" or (rule == "grid" and self.axis is None):
             return ()
-        if rule == "grid":  # as the weight, with one element per scale
-            if self.block is not None:
-                axis = self.block_axis % len(shape)
-                return (*shape[:axis], shape[axis] // self.block, *shape[axis + 1 :])
-            if self.axis is None:
-                return ()
-            return tuple(size if i == self.axis % len(shape) else 1 for i, size in enumerate(shape))
-        blocks = math.prod(shape) // (self.block or 1)
-        if rule == "column":
-            return (blocks, 1)
-        rows = math.ceil(blocks / (self.scale_block or 1))
-        return (rows,) if rule == "row" else (rows, self.scale_block or 1)
+        if rule == "grid":
+            return tuple(size if i == (self.axis or 0) % len(shape) else 1 for i, size in enumerate(shape))
+        blocks, row = math.prod(shape) // (self.block or 1), self.scale_block or 1
+        return {"column": (blocks, 1), "row": (math.ceil(blocks / row),), "rows": (math.ceil(blocks / row), row)}[rule]
 
     def bytes(self, shape: tuple[int, ...], dtype: str = "float32") -> int:
         """Return the bytes of a packed weight: weights, scales and double scales."""

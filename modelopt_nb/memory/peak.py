@@ -29,7 +29,7 @@ class PeakMemory:
 
 
 class tensor_memory(TorchDispatchMode):  # noqa: N801
-    """Count the bytes of the tensors made in a ``with`` block: ``now``, and at most so far, ``peak``."""
+    """Count the bytes of the tensors made in a ``with`` block: ``now``, and the most so far, ``peak``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,8 +70,7 @@ def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
     peak, stop, samples = PeakMemory(), threading.Event(), [_resident()]
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    cuda = torch.cuda.is_available()
-    if cuda:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
 
@@ -90,9 +89,8 @@ def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
         samples.append(_resident())
         peak.tensors = tensors.peak
         peak.resident = _status("VmHWM") or max(resident for resident, _ in samples)
-        anonymous = [size for _, size in samples if size is not None]
-        peak.anonymous = max(anonymous) if anonymous else None
-        if cuda:
+        peak.anonymous = max((size for _, size in samples if size is not None), default=None)
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
             peak.cuda_allocated = torch.cuda.max_memory_allocated()
             peak.cuda_reserved = torch.cuda.max_memory_reserved()
@@ -100,7 +98,7 @@ def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
 
 def _resident() -> tuple[int, int | None]:
     """Return the resident bytes of the process, and those that no file backs."""
-    import psutil
+    import psutil  # comes with accelerate
 
     return psutil.Process().memory_info().rss, _status("RssAnon")
 
@@ -108,7 +106,6 @@ def _resident() -> tuple[int, int | None]:
 def _status(key: str) -> int | None:
     """Return one figure of ``/proc/self/status`` in bytes, or None if there is no such file."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) * 1024
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
     return None

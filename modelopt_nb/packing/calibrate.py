@@ -1,7 +1,6 @@
 """Check that an algorithm can do its work, and run it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,10 +9,9 @@ from modelopt_nb.config.config import ModelOptConfig
 from modelopt_nb.config.quant_types import split_quant_type
 from modelopt_nb.packing.input_amax import run_forward_loop
 from modelopt_nb.packing.plan import Plan, plan
-from modelopt_nb.upstream.calibrate import collect_amax, has_channel_scales, run_calibration
-from modelopt_nb.upstream.insert import why_not_rounded
+from modelopt_nb.upstream.quantizers import collect_amax, has_channel_scales, run_calibration, why_not_rounded
 
-ForwardLoop = Callable[["nn.Module"], None]
+ForwardLoop = Callable[[nn.Module], None]
 #: Algorithms that scale the input channels of layers.
 SCALE_CHANNELS = ("smoothquant", "awq_lite", "svdquant")
 #: Algorithms that need a forward loop.
@@ -24,17 +22,15 @@ def check_config(model: nn.Module, config: ModelOptConfig) -> None:
     """Refuse a configuration that cannot quantize ``model``, or that packs it and cannot run on its device.
 
     Raises:
-        ValueError: As :func:`plan` and :func:`check_algorithm` do, or activations that ModelOpt cannot round here.
+        TypeError, ValueError: As :func:`plan` and :func:`check_algorithm` do, or activations that cannot be rounded here.
     """
     entries = plan(model, config).entries
     check_algorithm(config, config.forward_loop)
     device = next(model.parameters()).device
     inputs = [e["cfg"] for e in entries if "cfg" in e and e["quantizer_name"].endswith("input_quantizer")]
     if why := next(filter(None, (why_not_rounded(cfg, device) for cfg in inputs)), ""):
-        raise ValueError(
-            f"quant_type={config.quant_type!r} has activations that cannot be rounded on {device}: {why} "
-            "Allowed here: activations in FP8 or INT8, or weights alone"
-        )
+        wrong = f"quant_type={config.quant_type!r} has activations that cannot be rounded on {device}: {why}"
+        raise ValueError(f"{wrong} Allowed here: activations in FP8 or INT8, or weights alone")
 
 
 def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
@@ -43,11 +39,10 @@ def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
     Raises:
         ValueError: No forward loop where it needs one, or types and scales that it does not support.
     """
-    method, inputs = config.algorithm["method"], config.input_cfg
-    weights, _ = split_quant_type(config.quant_type)
+    method, inputs, weights = config.algorithm["method"], config.input_cfg, split_quant_type(config.quant_type)[0].name
     if loop is None and method in NEED_LOOP:
         raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
-    if method == "smoothquant" and not (inputs and inputs["num_bits"] == 8 and weights.name == "INT8"):
+    if method == "smoothquant" and not (inputs and inputs["num_bits"] == 8 and weights == "INT8"):
         raise ValueError(
             "algorithm='smoothquant' moves outliers from INT8 activations to INT8 weights, in ModelOpt, and quant_type="
             f"{config.quant_type!r}, weight_only={config.weight_only} is not that. Allowed: 'INT8' with weight_only=False"
@@ -58,7 +53,7 @@ def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
             f"algorithm={method!r} scales the channels of activations, which cannot have a scale per token too. Allowed "
             "with it: activation_scale='static tensor', 'dynamic tensor' or 'static channel'"
         )
-    if method == "mse" and weights.name == "NF4":
+    if method == "mse" and weights == "NF4":
         raise ValueError(
             "algorithm='mse' changes nothing in NF4, whose packing takes each block's amax. Allowed: 'max'"
         )
@@ -67,19 +62,16 @@ def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
 def needs_only_amax(config: ModelOptConfig, plan: Plan) -> bool:
     """Return whether calibration needs only the inputs' amax, which the dense model gives faster."""
     enabled = [e for e in plan.entries if "cfg" in e]
-    inputs = [e["cfg"] for e in enabled if e["quantizer_name"].endswith("input_quantizer")]
     known = all(e["quantizer_name"].endswith(("weight_quantizer", "input_quantizer")) for e in enabled)
+    inputs = [e["cfg"] for e in enabled if e["quantizer_name"].endswith("input_quantizer")]
     static = any(cfg.get("type") != "dynamic" for cfg in inputs)
     return known and static and config.algorithm["method"] == config.activation_calibrator == "max"
 
 
 def calibrate(
-    model: nn.Module,
-    config: ModelOptConfig,
-    plan: Plan,
-    loop: ForwardLoop | None,
+    model: nn.Module, config: ModelOptConfig, plan: Plan, loop: ForwardLoop | None,
     amax: Mapping[str, torch.Tensor] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Calibrate a model that has quantizers, from the ``amax`` of its inputs if known, else with the forward loop.
 
     Raises:
@@ -96,17 +88,15 @@ def calibrate(
             run_forward_loop(loop, model, plan.layouts)
         in_loop.clear()
 
-    arguments: dict[str, Any] = {"calibrator": config.activation_calibrator, "percentile": config.percentile}
     try:
-        run_calibration(model, config.algorithm, run if loop else None, **arguments)
+        how = config.activation_calibrator, config.percentile
+        run_calibration(model, config.algorithm, run if loop else None, *how)
     except Exception as error:
         if in_loop:  # the loop's own error
             raise
-        raise ValueError(
-            f"algorithm={method!r} cannot be used with quant_type={config.quant_type!r}: {error}"
-        ) from error
+        wrong = f"algorithm={method!r} cannot be used with quant_type={config.quant_type!r}"
+        raise ValueError(f"{wrong}: {error}") from error
     if method in SCALE_CHANNELS and not has_channel_scales(model):
-        raise ValueError(
-            f"algorithm={method!r} changes nothing with quant_type={config.quant_type!r} and activation_scale="
-            f"{config.activation_scale!r}. Allowed: 'max', or another of algorithm_table()"
-        )
+        with_these = f"quant_type={config.quant_type!r} and activation_scale={config.activation_scale!r}"
+        allowed = "'max', or another of algorithm_table()"
+        raise ValueError(f"algorithm={method!r} changes nothing with {with_these}. Allowed: {allowed}")

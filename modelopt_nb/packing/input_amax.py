@@ -23,17 +23,14 @@ def input_amax(
             ``argument`` names what caused it.
     """
     found: dict[str, torch.Tensor] = {}
-    bad_outputs: list[str] = []
+    bad: list[str] = []
 
     def check() -> None:
-        bad_inputs = [name for name, amax in found.items() if not amax.isfinite().all()]
-        if bad_inputs or bad_outputs:
-            where = f"{bad_inputs[0]} gets" if bad_inputs else f"{bad_outputs[0]} returns"
-            raise FloatingPointError(f"{argument}: {where} NaN or infinity on the calibration data")
+        wrong = [f"{name} gets" for name, amax in found.items() if not amax.isfinite().all()] or bad
+        if wrong:
+            raise FloatingPointError(f"{argument}: {wrong[0]} NaN or infinity on the calibration data")
 
-    def before(name: str, layer: nn.Module) -> Callable[..., None]:
-        axis = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
-
+    def before(name: str, axis: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             given = torch.atleast_2d(args[0].detach())
             others = [i for i in range(given.ndim) if i != axis % given.ndim]
@@ -47,24 +44,24 @@ def input_amax(
             outputs = output.values() if isinstance(output, Mapping) else output
             for tensor in outputs if isinstance(output, (tuple, list, Mapping)) else [output]:
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-                    bad_outputs.append(name)
+                    bad.append(f"{name} returns")
 
         return hook
 
     parts = {type(model).__name__: model, **dict(model.named_children())}
-    hooks = [part.register_forward_hook(after(name)) for name, part in parts.items()]
-    watched = {name: model.get_submodule(name) for name in layers}
-    hooks += [layer.register_forward_pre_hook(before(name, layer)) for name, layer in watched.items()]
-    try:
-        yield found
-    except Exception:
-        check()  # ModelOpt's own error of NaN names no layer
-        raise
-    else:
+    with contextlib.ExitStack() as hooks:
+        for name, part in parts.items():
+            hooks.callback(part.register_forward_hook(after(name)).remove)
+        for name in layers:
+            layer = model.get_submodule(name)
+            axis = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
+            hooks.callback(layer.register_forward_pre_hook(before(name, axis)).remove)
+        try:
+            yield found
+        except Exception:
+            check()  # ModelOpt's own error of NaN names no layer
+            raise
         check()
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def run_forward_loop(
@@ -81,14 +78,10 @@ def run_forward_loop(
         loop(model)
     missed = [name for name in layers if name not in found]
     if len(missed) == len(layers):
-        raise ValueError(
-            f"forward_loop={loop!r} did not call the {type(model).__name__} that it got. Needed: a function that "
-            "runs its argument on inputs, such as denoising_loop or replay_loop makes"
-        )
+        needed = "a function that runs its argument on inputs, such as denoising_loop or replay_loop makes"
+        raise ValueError(f"forward_loop={loop!r} did not call the {type(model).__name__} that it got. Needed: {needed}")
     if missed:
         more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
-        raise ValueError(
-            f"forward_loop={loop!r} never reached {', '.join(missed[:3])}{more}. "
-            "Needed: inputs that use them, or modules_to_not_convert"
-        )
+        needed = "inputs that use them, or modules_to_not_convert"
+        raise ValueError(f"forward_loop={loop!r} never reached {', '.join(missed[:3])}{more}. Needed: {needed}")
     return found

@@ -4,7 +4,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -13,17 +13,16 @@ from modelopt_nb.config.patterns import matching_layers
 from modelopt_nb.config.weight_layout import WeightLayout
 from modelopt_nb.upstream.layers import LayerRow, ModelRows, describe_layers
 
-if TYPE_CHECKING:
-    pass
+Entries = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """What happens to one layer.
 
-    ``kind`` is the layer's class, ``shape`` the weight's shape as it is packed, ``dtype`` the dense weight's dtype.
-    ``reason`` says why a layer stays dense. ``dense_bytes`` and ``packed_bytes`` are those of its weight, scales
-    included. ``layout`` says how it is packed. ``as_linear`` marks a 1x1 convolution that is packed as a linear layer.
+    ``kind`` is the layer's class, ``shape`` the weight's shape as it is packed, ``dtype`` the dense weight's. ``reason`` says
+    why a layer stays dense. ``dense_bytes`` and ``packed_bytes`` are those of its weight, scales included. ``layout`` says
+    how it is packed; ``as_linear`` marks a 1x1 convolution that is packed as a linear layer.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Plan:
     """What a configuration does to a model: its ``layers``, and ModelOpt's ``quant_cfg`` ``entries`` for it."""
 
     layers: list[LayerPlan]
-    entries: list[dict[str, Any]]
+    entries: Entries
 
     @property
     def layouts(self) -> dict[str, WeightLayout]:
@@ -84,15 +83,15 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
     entries = [*config.modelopt_config["quant_cfg"], *_entries_per_layer(model, config, names)]
     layers = [_plan_layer(row, entries, excluded.get(row.name, ""), model.in_float32, config) for row in model.rows]
     if not any(layer.packed for layer in layers):
+        blocks = f"channel_quantize={config.channel_quantize} and block_quantize={config.block_quantize}"
         reasons = "; ".join(sorted({layer.reason for layer in layers}))
         raise ValueError(
-            f"quant_type={config.quant_type!r} with channel_quantize={config.channel_quantize} and block_quantize="
-            f"{config.block_quantize} would pack no layer of {model.kind}: {reasons}"
+            f"quant_type={config.quant_type!r} with {blocks} would pack no layer of {model.kind}: {reasons}"
         )
     return Plan(layers, _effective(entries, layers, model))
 
 
-def _entries_per_layer(model: ModelRows, config: ModelOptConfig, names: Sequence[str]) -> list[dict[str, Any]]:
+def _entries_per_layer(model: ModelRows, config: ModelOptConfig, names: Sequence[str]) -> Entries:
     """Return the entries of ``config.per_layer``."""
     entries, taken = [], {}
     for scheme, patterns in config.per_layer.items():
@@ -107,15 +106,14 @@ def _entries_per_layer(model: ModelRows, config: ModelOptConfig, names: Sequence
 
 
 def _plan_layer(
-    row: LayerRow, entries: list[dict[str, Any]], excluded: str, in_float32: frozenset[str], config: ModelOptConfig
+    row: LayerRow, entries: Entries, excluded: str, in_float32: frozenset[str], config: ModelOptConfig
 ) -> LayerPlan:
     linear = config.pointwise_as_linear and row.is_pointwise
     classes = ("nn.Linear",) if linear else row.classes
     cfg, reason = None, "no entry of the configuration enables it"
     for entry in entries:
-        if entry.get("parent_class", classes[0]) not in classes:
-            continue
-        if fnmatch.fnmatchcase(f"{row.name}.weight_quantizer", entry["quantizer_name"]):
+        applies = entry.get("parent_class", classes[0]) in classes
+        if applies and fnmatch.fnmatchcase(f"{row.name}.weight_quantizer", entry["quantizer_name"]):
             if not entry.get("enable", True):
                 cfg, reason = None, f"the configuration leaves {entry['quantizer_name']} dense"
             elif "cfg" in entry:
@@ -126,9 +124,9 @@ def _plan_layer(
         reason = f"modules_to_not_convert: {excluded}"
     if kept := sorted(set(row.name.split(".")) & in_float32):
         reason = f"{', '.join(kept)}: the model's class keeps it in float32"
-    layout, shape = None, row.shape
+    layout, shape = None, row.shape[:2] if linear else row.shape
     if not reason and cfg is not None:
-        layout, shape = WeightLayout.from_cfg(cfg), row.shape[:2] if linear else row.shape
+        layout = WeightLayout.from_cfg(cfg)
         reason = layout.why_dense(shape, row.dtype)
     if reason or layout is None:
         return LayerPlan(row.name, row.kind, row.shape, row.dtype, False, reason, row.bytes, row.bytes)
@@ -136,15 +134,14 @@ def _plan_layer(
     return LayerPlan(row.name, row.kind, shape, row.dtype, True, "", row.bytes, packed, layout, linear)
 
 
-def _effective(entries: list[dict[str, Any]], layers: list[LayerPlan], model: ModelRows) -> list[dict[str, Any]]:
+def _effective(entries: Entries, layers: list[LayerPlan], model: ModelRows) -> Entries:
     """Return the entries that mean something in this model, and those that switch the dense layers off.
 
     ModelOpt walks through the model for each entry, and most of its default exclusions are in no diffusion model.
     """
     names = [f"{name}.{which}_quantizer" for name in model.modules for which in ("input", "weight", "output")]
-    kept = [
-        e for e in entries if e.get("enable", True) or "parent_class" in e or fnmatch.filter(names, e["quantizer_name"])
-    ]
+    always = [e.get("enable", True) or "parent_class" in e for e in entries]
+    kept = [e for e, a in zip(entries, always, strict=True) if a or fnmatch.filter(names, e["quantizer_name"])]
     off = [f"{layer.name}.*_quantizer" for layer in layers if not layer.packed]
     if any("cfg" in e and e["quantizer_name"].endswith("input_quantizer") for e in kept):
         off += [f"{name}.input_quantizer" for name in model.weightless]  # of norms: no matrix product follows

@@ -1,18 +1,71 @@
-"""Read packed weights, hold them dense for a while, and rebuild them from a checkpoint's tensors."""
+"""Pack weights, read them, hold them dense for a while, and rebuild them from a checkpoint's tensors."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import modelopt.torch.quantization as mtq
 import torch
+from modelopt.torch.opt import ModeloptStateManager
 from modelopt.torch.quantization import qtensor
+from modelopt.torch.quantization.conversion import create_and_replace_svdquant_linear_on_the_fly
 from modelopt.torch.quantization.nn import QuantModule, TensorQuantizer
-from modelopt.torch.quantization.qtensor import QTensorWrapper
+from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQuantizer
+from modelopt.torch.quantization.qtensor.base_qtensor import pack_real_quantize_weight
 from torch import nn
 
-from modelopt_nb.upstream.insert import insert_quantizers
-from modelopt_nb.upstream.layers import is_packed, weight_of
-from modelopt_nb.upstream.pack import pack_layer
+from modelopt_nb.upstream.layers import has_packed_layers, is_packed, weight_of
+from modelopt_nb.upstream.quantizers import insert_quantizers
+from modelopt_nb.upstream.quiet import quiet
+
+#: The buffers of svdquant's low-rank branch.
+LOW_RANK = ("_svdquant_lora_a", "_svdquant_lora_b")
+
+
+def pack_layer(layer: nn.Module, algorithm: dict[str, Any]) -> None:
+    """Calibrate and pack the weight of one quantized layer; :func:`finish_packing` records it on the whole model."""
+    quantizer: Any = layer.weight_quantizer
+    with quiet():
+        mtq.calibrate(layer, algorithm)
+        ModeloptStateManager.remove_state(layer)  # the state belongs to the whole model
+        quantizer._fake_quant = False
+        pack_real_quantize_weight(nn.ModuleList([layer]))  # in a container, since it skips the root
+    _drop_packed_amax(layer)
+
+
+def finish_packing(model: nn.Module) -> None:
+    """Pack what is quantized and not packed yet, and record on the model that it is packed."""
+    with quiet():
+        # FP8 and NVFP4 have real low-precision products on CUDA; elsewhere this option warns once a layer
+        mtq.compress(model, mtq.config.CompressConfig(quant_gemm=next(model.parameters()).is_cuda))
+    _drop_packed_amax(model)
+    for module in model.modules():
+        quantizer: Any = getattr(module, "weight_quantizer", module)
+        for name in LOW_RANK:
+            tensor = vars(quantizer).pop(name.removeprefix("_"), None)
+            if tensor is not None:  # an attribute, which neither state_dict nor a count of bytes would see
+                quantizer.__class__ = SVDQuantTensorQuantizer
+                quantizer.register_buffer(name, tensor.contiguous())  # contiguous as after loading, to round alike
+
+
+def _drop_packed_amax(model: nn.Module) -> None:
+    """Delete the amax buffers of packed weights, and those that q, k and v of an attention share.
+
+    Packing turns each amax into a scale and keeps both, though reading a packed weight uses the scale alone: with one
+    float32 per block that is up to a bit a weight. ModelOpt 0.47.0 and earlier; not reported upstream.
+    """
+    for module in list(model.modules()):
+        if hasattr(module, "_shared_quant_states") and has_packed_layers(module):
+            del module._shared_quant_states
+        for name in ("_amax", "_global_amax") if is_packed(module) else ():
+            if hasattr(module.weight_quantizer, name):
+                delattr(module.weight_quantizer, name)
+
+
+def expect_low_rank(model: nn.Module) -> None:
+    """Prepare the linear layers of a quantized model for svdquant's low-rank tensors to arrive."""
+    with quiet():
+        create_and_replace_svdquant_linear_on_the_fly(model)
 
 
 def expect_packed(
@@ -35,7 +88,7 @@ def expect_packed(
     for name, (shape, stored) in tensors.items():
         empty = torch.empty(shape, dtype=getattr(torch, stored), device="meta")
         if name == "weight":
-            layer._parameters["weight"] = torch.nn.Parameter(empty, requires_grad=False)
+            layer._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
         else:
             quantizer.register_buffer(name, empty)
     return metadata
@@ -43,19 +96,19 @@ def expect_packed(
 
 def wrap_packed(layer: nn.Module, metadata: dict[str, Any]) -> None:
     """Turn the plain tensor that arrived as a layer's weight into a packed weight."""
-    layer._parameters["weight"] = QTensorWrapper(weight_of(layer).data, metadata=metadata)
+    layer._parameters["weight"] = qtensor.QTensorWrapper(weight_of(layer).data, metadata=metadata)
 
 
-def read_packed(module: nn.Module) -> torch.Tensor:
+def read_packed(layer: nn.Module) -> torch.Tensor:
     """Dequantize the weight of a packed layer, as its forward pass does."""
-    quantizer: Any = module.weight_quantizer
-    return quantizer.dequantize(module.weight)
+    quantizer: Any = layer.weight_quantizer
+    return quantizer.dequantize(layer.weight)
 
 
-def round_by(weight: torch.Tensor, cfg: Mapping[str, Any]) -> torch.Tensor:
-    """Pack ``weight``, of a linear layer or a convolution, by ModelOpt's quantizer ``cfg`` and read it back."""
+def round_weight(weight: torch.Tensor, cfg: Mapping[str, Any]) -> torch.Tensor:
+    """Return ``weight``, of a linear layer or a convolution, as packing by ModelOpt's quantizer ``cfg`` rounds it."""
     one = (1,) * (weight.ndim - 2)
-    layer = nn.Linear(1, 1, bias=False) if weight.ndim == 2 else getattr(nn, f"Conv{len(one)}d")(1, 1, one, bias=False)
+    layer = getattr(nn, f"Conv{len(one)}d")(1, 1, one, bias=False) if one else nn.Linear(1, 1, bias=False)
     layer.weight = nn.Parameter(weight.detach().clone())
     model = nn.Sequential(layer)
     entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": dict(cfg)}]
@@ -65,10 +118,11 @@ def round_by(weight: torch.Tensor, cfg: Mapping[str, Any]) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def unpacked(model: nn.Module) -> Iterator[None]:
-    """Replace packed weights by the dense ones that they are read as while the block runs; outputs stay the same.
+def dequantized(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold a packed model's weights dense while the block runs, then packed again.
 
-    A layer that quantizes nothing else becomes its plain class meanwhile, since a disabled quantizer costs time.
+    Outputs are the same bit for bit, without dequantizing at every call. Quantized activations stay quantized. A layer
+    that quantizes nothing else becomes its plain class meanwhile, since a disabled quantizer costs time.
     """
     with contextlib.ExitStack() as stack:
         for module in [m for m in model.modules() if isinstance(m, QuantModule)]:
@@ -76,14 +130,14 @@ def unpacked(model: nn.Module) -> Iterator[None]:
                 dense, packed = read_packed(module), module._parameters.pop("weight")
                 stack.callback(_pack_again, module, packed)
                 module.weight_quantizer.disable()
-                module.register_parameter("weight", torch.nn.Parameter(dense, requires_grad=False))
+                module.register_parameter("weight", nn.Parameter(dense, requires_grad=False))
             if not _quantizes(module):
                 stack.callback(setattr, module, "__class__", type(module))
                 module.__class__ = module.get_original_cls_by_level(0)
-        yield
+        yield model
 
 
-def _pack_again(module: Any, packed: torch.nn.Parameter) -> None:
+def _pack_again(module: Any, packed: nn.Parameter) -> None:
     module._parameters.pop("weight", None)  # a packed layer wraps whatever replaces a packed weight
     module.register_parameter("weight", packed)
     module.weight_quantizer.enable()
@@ -91,6 +145,6 @@ def _pack_again(module: Any, packed: torch.nn.Parameter) -> None:
 
 def _quantizes(module: nn.Module) -> bool:
     """Return whether a quantized layer computes anything that its plain class does not."""
-    quantizers = [q for q in module.modules() if isinstance(q, TensorQuantizer)]
-    low_rank = any(getattr(q, "svdquant_lora_a", None) is not None for q in quantizers)
-    return low_rank or any(q.is_enabled or getattr(q, "pre_quant_scale", None) is not None for q in quantizers)
+    quantizers: list[Any] = [q for q in module.modules() if isinstance(q, TensorQuantizer)]
+    extras = ("svdquant_lora_a", "pre_quant_scale")
+    return any(q.is_enabled or any(getattr(q, extra, None) is not None for extra in extras) for q in quantizers)

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from typing import TextIO
 from unittest import mock
 
-from modelopt.torch.quantization import model_calib
-
 SILENCED = (
     "Real quantization has been applied",
     "Skipping extension modelopt_cuda_ext",
@@ -27,17 +25,17 @@ class OtherThreads(io.TextIOBase):
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.silenced = stream, threading.get_ident()
+        self.flush = stream.flush
 
     def write(self, text: str) -> int:
         return len(text) if threading.get_ident() == self.silenced else self.stream.write(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence ModelOpt's prints, progress bars and standing warnings in this thread."""
+    from modelopt.torch.quantization import model_calib  # slow, and not needed to import the kit
+
     no_bar = functools.partial(model_calib.tqdm, disable=True)
     printed = contextlib.redirect_stdout(OtherThreads(sys.stdout))
     with warnings.catch_warnings(), printed, mock.patch.object(model_calib, "tqdm", no_bar):

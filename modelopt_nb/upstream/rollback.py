@@ -9,10 +9,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def rollback_on_error(model: nn.Module) -> Iterator[None]:
-    """Restore the modules, weights and hooks of ``model`` if the block raises.
-
-    Weights that were replaced come back. Weights that were changed in place do not.
-    """
+    """Restore the modules, weights and hooks of ``model`` if the block raises; not weights that were changed in place."""
 
     def copied(state: dict) -> dict:
         return {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in state.items()}

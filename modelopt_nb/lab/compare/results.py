@@ -12,7 +12,6 @@ from modelopt_nb.lab.quality.statistics import percent
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from matplotlib.figure import Figure
     from torch import nn
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelopt_nb.upstream.layers import has_packed_layers
 from modelopt_nb.upstream.repairs.base import Patch, Repair
+from modelopt_nb.upstream.repairs.diffusers_quantizer import DiffusersQuantizer
+from modelopt_nb.upstream.repairs.pack_while_loading import model_classes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,11 +36,8 @@ class AtomicSave(Repair):
         atomic_folder: Callable[[Any], AbstractContextManager[Path]],
         write_manifest: Callable[[Path, str], None],
         verify: Callable[[Sequence[str], str], None],
-        quantizer: type,
-        transformers_model: type | None,
     ) -> None:
         self.atomic_folder, self.write_manifest, self.verify = atomic_folder, write_manifest, verify
-        self.quantizer, self.transformers_model = quantizer, transformers_model
 
     def needed(self) -> bool:
         import tempfile
@@ -59,15 +58,15 @@ class AtomicSave(Repair):
     def patches(self) -> list[Patch]:
         from diffusers import DiffusionPipeline, ModelMixin
 
-        load, quantizer, verify = vars(ModelMixin)["_load_pretrained_model"].__func__, self.quantizer, self.verify
+        load, verify = vars(ModelMixin)["_load_pretrained_model"].__func__, self.verify
 
         @functools.wraps(load)
         def verified(cls: type, model: nn.Module, state_dict: Any, files: list[str], *args: Any, **kwargs: Any) -> Any:
-            if not isinstance(kwargs.get("hf_quantizer"), quantizer):  # which has verified it by now
+            if not isinstance(kwargs.get("hf_quantizer"), DiffusersQuantizer):  # which has verified it by now
                 verify(files, type(model).__name__)
             return load(cls, model, state_dict, files, *args, **kwargs)
 
-        owners = [ModelMixin, DiffusionPipeline, *([self.transformers_model] if self.transformers_model else [])]
+        owners = [DiffusionPipeline, *(model_class for model_class, _ in model_classes())]
         saves: list[Patch] = [(o, "save_pretrained", self._atomic(vars(o)["save_pretrained"])) for o in owners]
         return [*saves, (ModelMixin, "_load_pretrained_model", classmethod(verified))]
 

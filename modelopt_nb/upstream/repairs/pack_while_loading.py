@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from modelopt_nb.upstream.layers import is_packed
 from modelopt_nb.upstream.repairs.base import Patch, Repair
+
+
+def model_classes() -> list[tuple[type, Any]]:
+    """Return the base class of models of each installed library, with the quantizer that packs them."""
+    from diffusers import ModelMixin
+
+    from modelopt_nb.upstream.repairs.diffusers_quantizer import DiffusersQuantizer
+
+    found: list[tuple[type, Any]] = [(ModelMixin, DiffusersQuantizer)]
+    if importlib.util.find_spec("transformers"):
+        from transformers import PreTrainedModel
+
+        from modelopt_nb.upstream.repairs.transformers_quantizer import TransformersQuantizer
+
+        found.append((PreTrainedModel, TransformersQuantizer))
+    return found
 
 
 class PackWhileLoading(Repair):
@@ -19,9 +36,11 @@ class PackWhileLoading(Repair):
     versions = "diffusers 0.42.1 and earlier with nvidia-modelopt 0.39 and later"
     issue = "https://github.com/NVIDIA/Model-Optimizer/issues/2001"
 
-    def __init__(self, diffusers_quantizer: type, transformers_quantizer: type | None, config_class: type) -> None:
-        self.diffusers_quantizer, self.config_class = diffusers_quantizer, config_class
-        self.transformers_quantizer = transformers_quantizer
+    def __init__(self, packer_class: type, config_class: type) -> None:
+        self.config_class = config_class
+        self.quantizers = [quantizer for _, quantizer in model_classes()]
+        for quantizer in self.quantizers:
+            quantizer.packer_class = packer_class
 
     def needed(self) -> bool:
         import modelopt.torch.quantization as mtq
@@ -36,13 +55,13 @@ class PackWhileLoading(Repair):
     def patches(self) -> list[Patch]:
         from diffusers.quantizers import auto
 
-        found: list[Patch] = [(auto.AUTO_QUANTIZER_MAPPING, "modelopt", self.diffusers_quantizer)]
-        if self.transformers_quantizer is not None:
+        found: list[Patch] = [(auto.AUTO_QUANTIZER_MAPPING, "modelopt", self.quantizers[0])]
+        if len(self.quantizers) > 1:
             from transformers.quantizers import auto as transformers_auto
 
             configs: Any = transformers_auto.AUTO_QUANTIZATION_CONFIG_MAPPING
             found += [
-                (transformers_auto.AUTO_QUANTIZER_MAPPING, "modelopt", self.transformers_quantizer),
+                (transformers_auto.AUTO_QUANTIZER_MAPPING, "modelopt", self.quantizers[1]),
                 (configs, "modelopt", self.config_class),
             ]
         return found

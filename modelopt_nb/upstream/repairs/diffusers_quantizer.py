@@ -1,24 +1,21 @@
-"""Pack and restore models in Diffusers' ``from_pretrained``."""
+"""Pack and restore models in Diffusers' ``from_pretrained``: what :mod:`pack_while_loading` registers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
 from torch import nn
 
-from modelopt_nb.checkpoints.manifest import METADATA
-from modelopt_nb.checkpoints.packer import Packer
-from modelopt_nb.packing.report import Report
-
 
 class DiffusersQuantizer(NVIDIAModelOptQuantizer):
-    """Diffusers' quantizer for ModelOpt, on :class:`Packer`. ``report`` says what was packed.
+    """Diffusers' quantizer for ModelOpt, with a ``packer_class`` that packs. ``report`` says what was packed.
 
     A packed checkpoint is restored from its configuration; no pickle is needed.
     """
 
-    report: Report | None = None
+    packer_class: ClassVar[Any] = None
+    report: Any = None
 
     @property
     def is_serializable(self) -> bool:
@@ -34,7 +31,7 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Any], safe_serialization: bool | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        return state_dict, METADATA
+        return state_dict, self.packer_class.metadata
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None = None) -> torch.dtype:
         saved = self.quantization_config.packed_dtype
@@ -48,7 +45,7 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         names, files = getattr(self, "_checkpoint", ([], []))
-        self.packer = Packer(self.quantization_config, model, files, self.pre_quantized)
+        self.packer = self.packer_class(self.quantization_config, model, files, self.pre_quantized)
         model.config.quantization_config = self.quantization_config
         if self.pre_quantized:
             self.packer.expect_files(files, names)

@@ -1,22 +1,19 @@
-"""Pack and restore models in Transformers' ``from_pretrained``."""
+"""Pack and restore models in Transformers' ``from_pretrained``: what :mod:`pack_while_loading` registers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from modelopt_nb.checkpoints.manifest import METADATA
-from modelopt_nb.checkpoints.packer import Packer
-from modelopt_nb.packing.report import Report
-
 
 class TransformersQuantizer(HfQuantizer):
-    """A quantizer for ModelOpt, which Transformers does not have, on :class:`Packer`."""
+    """A quantizer for ModelOpt, which Transformers does not have, with a ``packer_class`` that packs."""
 
-    report: Report | None = None
+    packer_class: ClassVar[Any] = None
+    report: Any = None
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         saved = self.quantization_config.packed_dtype
@@ -26,7 +23,7 @@ class TransformersQuantizer(HfQuantizer):
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> nn.Module:
         files = [Path(f) for f in checkpoint_files or ()]
-        self.packer = Packer(self.quantization_config, model, files, self.pre_quantized)
+        self.packer = self.packer_class(self.quantization_config, model, files, self.pre_quantized)
         if self.pre_quantized:
             self.packer.expect_files(files)
         return model
@@ -45,7 +42,7 @@ class TransformersQuantizer(HfQuantizer):
         return True
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
-        return None, dict(METADATA)
+        return None, dict(self.packer_class.metadata)
 
     @property
     def is_trainable(self) -> bool:

@@ -1,0 +1,60 @@
+"""Call ModelOpt's ``auto_quantize`` and its exporter."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import torch
+from torch import nn
+
+from modelopt_nb.upstream.layers import make_linear
+from modelopt_nb.upstream.quantizers import insert_quantizers
+from modelopt_nb.upstream.quiet import quiet
+
+
+def auto_quantize_scores(
+    model: nn.Module, quant_cfg: list[dict[str, Any]], layers: Mapping[str, bool], disabled: list[str],
+    batches: Sequence[Any], loss: Callable[[Any, Any], torch.Tensor], forward: Callable[[nn.Module, Any], Any],
+) -> dict[str, float]:  # fmt: skip
+    """Score layers with ModelOpt's ``auto_quantize``, on a copy of a dense model.
+
+    Args:
+        model: A dense model, not changed.
+        quant_cfg: The type to score. NF4 and, without CUDA, NVFP4 cannot be: ModelOpt rounds them only by packing.
+        layers: Names of the layers to score, and whether each is a convolution that counts as a linear layer.
+        disabled: Names of the layers to leave out.
+        batches: Passed to ``forward``, and with its output to ``loss``, one by one.
+
+    Returns:
+        By layer, the sum over ``batches`` of the squared change of its output times the squared gradient of ``loss``.
+
+    Source: ``modelopt.torch.quantization.auto_quantize``, method "gradient".
+    """
+    twin, owner = copy.deepcopy(model), {name: name for name in layers}
+    for name in (name for name, pointwise in layers.items() if pointwise):
+        make_linear(twin, name, wrap=True)
+        owner[f"{name}.0"] = name
+    with quiet():
+        _, state = mtq.auto_quantize(
+            twin, constraints={"effective_bits": 16.0}, data_loader=batches, loss_func=loss, forward_step=forward,
+            quantization_formats=[{"quant_cfg": quant_cfg, "algorithm": "max"}], disabled_layers=disabled,
+            num_calib_steps=1, num_score_steps=len(batches),
+        )  # fmt: skip
+    tried = {candidate["module_names"][0]: max(candidate["scores"]) for candidate in state["candidate_stats"].values()}
+    return {owner[name]: score for name, score in tried.items() if name in owner}
+
+
+def export_quantized(
+    model: nn.Module, entries: list[dict[str, Any]], algorithm: dict[str, Any],
+    forward_loop: Callable[[nn.Module], None] | None, folder: Path,
+) -> None:  # fmt: skip
+    """Quantize a copy of a dense model and write it with ModelOpt's ``export_hf_checkpoint``."""
+    from modelopt.torch.export import export_hf_checkpoint  # needs transformers
+
+    model = copy.deepcopy(model)
+    insert_quantizers(model, entries, algorithm)
+    with quiet():
+        mtq.calibrate(model, algorithm, forward_loop)
+        export_hf_checkpoint(model, export_dir=folder)
