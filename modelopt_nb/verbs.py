@@ -7,16 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from modelopt_nb.checkpoints.atomic_folder import atomic_folder
-from modelopt_nb.checkpoints.manifest import verify, write_manifest
-from modelopt_nb.checkpoints.packer import Packer
 from modelopt_nb.config.config import ModelOptConfig
-from modelopt_nb.packing.calibrate import check_algorithm
-from modelopt_nb.packing.pack import pack
+from modelopt_nb.packing.calibrate import calibrate, check_algorithm, needs_only_amax
+from modelopt_nb.packing.input_amax import run_forward_loop
+from modelopt_nb.packing.packer import Packer
 from modelopt_nb.packing.plan import plan
 from modelopt_nb.packing.report import Report
 from modelopt_nb.upstream import repairs
+from modelopt_nb.upstream.layers import make_linear
+from modelopt_nb.upstream.packed_weights import finish_packing
+from modelopt_nb.upstream.quantizers import insert_quantizers
 from modelopt_nb.upstream.quiet import quiet
+from modelopt_nb.upstream.rollback import rollback_on_error
 
 
 @functools.cache
@@ -25,7 +27,7 @@ def all_repairs() -> tuple[repairs.Repair, ...]:
     return (
         *(repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.CalibratedScales(), repairs.PackedDtype()),
         *(repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)),
-        *(repairs.RestoreFromConfig(), repairs.AtomicSave(atomic_folder, write_manifest, verify)),
+        *(repairs.RestoreFromConfig(), repairs.AtomicSave()),
     )
 
 
@@ -58,19 +60,22 @@ def quantize(
         forward_loop: Called with the model to calibrate; ``config.forward_loop`` if None. Once, on the still dense model,
             for max calibration; as often as the algorithm needs it otherwise.
 
-    Returns:
-        What was packed, what stayed dense and why, and the bytes before and after.
-
     Raises:
-        TypeError, ValueError: Before any weight changes: not a configuration, nothing to quantize, a name in
-            ``modules_to_not_convert`` that matches nothing, an algorithm without what it needs.
-        ValueError, FloatingPointError: A forward loop that misses layers or meets NaN. Any error, also one of the loop,
-            leaves the model unchanged.
+        TypeError, ValueError: As :func:`plan` does, or an algorithm without what it needs. No weight has changed.
+        ValueError, FloatingPointError: A forward loop that misses layers or meets NaN. Any error restores the model.
     """
     enable()
     planned, loop = plan(model, config), forward_loop or config.forward_loop
     check_algorithm(config, loop)
-    report = pack(model, config, planned, loop)
+    with rollback_on_error(model):
+        for name in planned.pointwise:
+            make_linear(model, name)
+        only_amax = loop is not None and needs_only_amax(config, planned)
+        amax = run_forward_loop(loop, model, planned.layouts) if loop and only_amax else None
+        insert_quantizers(model, planned.entries, config.algorithm)
+        calibrate(model, config, planned, loop, amax)
+        finish_packing(model)
+        report = Report.measure(model, config, planned)
     _attach(model, config, report)
     return report
 

@@ -35,10 +35,10 @@ def activation_entries(
     if calibrator != "max" and (chosen != "static tensor" or activations.needs_block):
         wrong = f"activation_calibrator={calibrator!r} makes a histogram of a whole tensor, and the scale is {chosen!r}"
         raise ValueError(f"{wrong}. Allowed with it: activation_scale='static tensor'")
+    if activations.needs_block and scale is not None:
+        wrong = f"activation_scale={scale!r} does not apply to {activations.name}"
+        raise ValueError(f"{wrong}, whose blocks have dynamic scales. Allowed: None")
     if activations.needs_block:
-        if scale is not None:
-            wrong = f"activation_scale={scale!r} does not apply to {activations.name}"
-            raise ValueError(f"{wrong}, whose blocks have dynamic scales. Allowed: None")
         cfg["block_sizes"] = {-1: activations.block, "type": "dynamic", "scale_bits": activations.scale_bits}
         return [{"quantizer_name": "*input_quantizer", "cfg": cfg}]
     if calibrator != "max":

@@ -14,37 +14,35 @@ from modelopt_nb.config.quant_types import split_quant_type
 from modelopt_nb.config.schemes import SCHEMES, Blocks
 from modelopt_nb.upstream.quantizers import algorithm_dict, default_exclusions
 
+Patterns = str | Iterable[str]
+
 
 class ModelOptConfig(NVIDIAModelOptConfig):
-    """Configure quantization by quant type or scheme name.
+    """Configure quantization by quant type or scheme name. The attributes hold the axes and sizes that were filled in.
 
     FP8 and INT8 have one scale per tensor by default; INT4 has blocks of 128, NF4 blocks of 64 whose scales are int8 in
-    blocks of 256, NVFP4 blocks of 16 with float8 scales. (A 4-bit type needs blocks, so its "weight only" scheme is
-    ModelOpt's own default block.) The attributes hold the axes and sizes that were filled in.
+    blocks of 256, NVFP4 blocks of 16 with float8 scales. (A 4-bit type needs blocks, so "weight only" is its default block.)
 
     Args:
         quant_type: ``FP8, INT8, INT4, NF4, NVFP4``; two joined by ``_``: weights, then activations; or a name in
             :data:`SCHEMES` such as ``"INT8 channel"``.
         modules_to_not_convert: Layers to leave dense: whole names of modules, which include all that is in them; parts of
             names; or shell-style patterns. Also what :func:`modelopt_nb.select` returns.
-        weight_only: False quantizes activations too: the inputs of packed layers, in the weights' type unless
-            ``quant_type`` names another.
+        weight_only: False quantizes the inputs of packed layers too, in the weights' type unless ``quant_type`` names one.
         channel_quantize: Channel axis: 0 for one scale per output channel; with blocks, the axis that they run along.
         block_quantize: Block size, in weights. Needs ``channel_quantize``.
-        scale_channel_quantize: Axis of the scales' own blocks, -1. NF4 only.
-        scale_block_quantize: Size of the scales' own blocks, in scales. NF4 only.
+        scale_channel_quantize, scale_block_quantize: Axis (-1) and size of the scales' own blocks. NF4 only.
         algorithm: ModelOpt's calibration algorithm: a name, or a dict with ``method`` and its arguments.
         forward_loop: Called with the model to calibrate activations.
-        modelopt_config: ModelOpt's own configuration, used instead of the one that the arguments give.
+        modelopt_config: ModelOpt's own configuration, instead of the one that the arguments give.
         disable_conv_quantization: Leave every convolution dense.
-        pointwise_as_linear: Pack 1x1 convolutions as the linear layers that they are: in blocks too, and whatever
-            ``disable_conv_quantization`` says. They stay linear layers in the packed model.
-        per_layer: Other schemes for some layers: names or patterns by scheme, such as ``{"INT8 channel": ["attn1"]}``.
-            They override ModelOpt's default exclusions; ``modules_to_not_convert`` overrides them.
-        activation_scale: A name in :data:`ACTIVATION_SCALES`; by default as Diffusers has it: ``"static tensor"``, or
-            ``"dynamic token"`` where weights are scaled per channel or block.
-        activation_calibrator: How a static scale is found: ``"max"``, or ``"percentile"``, ``"entropy"`` or ``"mse"`` of a
-            histogram.
+        pointwise_as_linear: Pack 1x1 convolutions as the linear layers that they are, and stay in the packed model: in
+            blocks too, and whatever ``disable_conv_quantization`` says.
+        per_layer: Names or patterns of layers by scheme, such as ``{"INT8 channel": ["attn1"]}``. They override ModelOpt's
+            default exclusions; ``modules_to_not_convert`` overrides them.
+        activation_scale: A name in :data:`ACTIVATION_SCALES`; by default ``"static tensor"``, or ``"dynamic token"`` where
+            weights are scaled per channel or block, as Diffusers has it.
+        activation_calibrator: Find a static scale by ``"max"``, or by ``"percentile"``, ``"entropy"``, ``"mse"`` of a histogram.
         percentile: Share of the histogram that the scale covers, in percent.
         packed_dtype: Dtype of the weights before they were packed. Set by saving.
         arguments: Further arguments of the algorithm, such as ``alpha`` of ``smoothquant``.
@@ -56,27 +54,14 @@ class ModelOptConfig(NVIDIAModelOptConfig):
     """
 
     def __init__(
-        self,
-        quant_type: str,
-        modules_to_not_convert: str | Iterable[str] | None = None,
-        weight_only: bool | None = None,
-        channel_quantize: int | None = None,
-        block_quantize: int | None = None,
-        scale_channel_quantize: int | None = None,
-        scale_block_quantize: int | None = None,
-        algorithm: str | Mapping[str, Any] = "max",
-        forward_loop: Callable[[nn.Module], None] | None = None,
-        modelopt_config: Mapping[str, Any] | None = None,
-        disable_conv_quantization: bool = False,
-        *,
-        pointwise_as_linear: bool = False,
-        per_layer: Mapping[str, str | Iterable[str]] | None = None,
-        activation_scale: str | None = None,
-        activation_calibrator: str = "max",
-        percentile: float = 99.9,
-        packed_dtype: str | None = None,
-        **arguments: Any,
-    ) -> None:
+        self, quant_type: str, modules_to_not_convert: Patterns | None = None, weight_only: bool | None = None,
+        channel_quantize: int | None = None, block_quantize: int | None = None, scale_channel_quantize: int | None = None,
+        scale_block_quantize: int | None = None, algorithm: str | Mapping[str, Any] = "max",
+        forward_loop: Callable[[nn.Module], None] | None = None, modelopt_config: Mapping[str, Any] | None = None,
+        disable_conv_quantization: bool = False, *, pointwise_as_linear: bool = False,
+        per_layer: Mapping[str, Patterns] | None = None, activation_scale: str | None = None,
+        activation_calibrator: str = "max", percentile: float = 99.9, packed_dtype: str | None = None, **arguments: Any,
+    ) -> None:  # fmt: skip
         blocks = Blocks(channel_quantize, block_quantize, scale_channel_quantize, scale_block_quantize)
         if isinstance(quant_type, str) and " " in quant_type:
             if quant_type not in SCHEMES:
@@ -89,7 +74,8 @@ class ModelOptConfig(NVIDIAModelOptConfig):
             blocks = Blocks(**sizes)
         weights, activations = split_quant_type(quant_type)
         if weight_only and activations is not None:
-            raise ValueError(f"weight_only=True contradicts quant_type={quant_type!r}, which names an activation type")
+            named = f"quant_type={quant_type!r}, which names an activation type"
+            raise ValueError(f"weight_only=True contradicts {named}. Allowed: False or None")
         if forward_loop is not None and not callable(forward_loop):
             raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
         if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
@@ -105,16 +91,12 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         self.forward_loop = forward_loop
         self.disable_conv_quantization = disable_conv_quantization
         self.pointwise_as_linear = bool(pointwise_as_linear)
-        self.per_layer = _schemes_per_layer(per_layer)
+        self.per_layer = {scheme: _layers_of(scheme, layers) for scheme, layers in (per_layer or {}).items()}
         self.activation_scale, self.activation_calibrator = activation_scale, activation_calibrator
         self.percentile, self.packed_dtype = percentile, packed_dtype
-        if modelopt_config:
-            built = _from_json(dict(modelopt_config))
-            built["algorithm"] = algorithm_dict(built.get("algorithm") or algorithm, arguments)
-        else:
-            chosen = algorithm_dict(algorithm, arguments)
-            built = {"quant_cfg": self._entries(blocks), "algorithm": chosen}
-        self.modelopt_config: dict[str, Any] = built
+        built: dict[str, Any] = _from_json(dict(modelopt_config)) if modelopt_config else {}
+        chosen = algorithm_dict(built.get("algorithm") or algorithm, arguments)
+        self.modelopt_config = {"quant_cfg": built.get("quant_cfg") or self._entries(blocks), "algorithm": chosen}
 
     def _entries(self, blocks: Blocks) -> list[dict[str, Any]]:
         """Return ModelOpt's ordered entries: all off, then weights and activations on, then its own exclusions."""
@@ -124,10 +106,8 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         if not self.weight_only:
             on += activation_entries(activations or weights, blocks.channel_quantize is not None, scale, calibrator)
         elif scale is not None or calibrator != "max":
-            raise ValueError(
-                f"activation_scale={scale!r} and activation_calibrator={calibrator!r} are for quantized activations, and "
-                f"quant_type={self.quant_type!r} has none. Allowed with weight_only=False"
-            )
+            wrong = f"activation_scale={scale!r} and activation_calibrator={calibrator!r} are for quantized activations"
+            raise ValueError(f"{wrong}, and quant_type={self.quant_type!r} has none. Allowed with weight_only=False")
         return [{"quantizer_name": "*", "enable": False}, *on, *default_exclusions()]
 
     @property
@@ -139,27 +119,25 @@ class ModelOptConfig(NVIDIAModelOptConfig):
     def input_cfg(self) -> dict[str, Any] | None:
         """The ``cfg`` of ModelOpt's input quantizers; None if activations are not quantized."""
         entries = self.modelopt_config["quant_cfg"]
-        found = (e["cfg"] for e in entries if e["quantizer_name"] == "*input_quantizer" and "cfg" in e)
-        return next(found, None)
+        return next((e["cfg"] for e in entries if e["quantizer_name"] == "*input_quantizer" and "cfg" in e), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON has it, without the forward loop."""
         kept = {name: value for name, value in vars(self).items() if name != "forward_loop"}
         return json.loads(json.dumps(_to_json(kept | {"quant_method": "modelopt"})))
 
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Return :meth:`to_dict`, which Diffusers' ``repr`` and ``to_json_string`` ask for under this name."""
-        return self.to_dict()
+    to_diff_dict = to_dict  # which Diffusers' repr and to_json_string ask for
 
 
-def _schemes_per_layer(per_layer: Mapping[str, str | Iterable[str]] | None) -> dict[str, list[str]]:
-    checked = {}
-    for scheme, value in (per_layer or {}).items():
-        ModelOptConfig(scheme)  # raises if it is unknown
-        checked[scheme] = as_patterns(f"per_layer[{scheme!r}]", value)
-        if not checked[scheme]:
-            raise ValueError(f"per_layer[{scheme!r}] is empty. Allowed: names or patterns of the layers for the scheme")
-    return checked
+make_config = ModelOptConfig
+
+
+def _layers_of(scheme: str, layers: Patterns) -> list[str]:
+    """Return the patterns of ``per_layer[scheme]``."""
+    ModelOptConfig(scheme)  # raises if it is unknown
+    if patterns := as_patterns(f"per_layer[{scheme!r}]", layers):
+        return patterns
+    raise ValueError(f"per_layer[{scheme!r}] is empty. Allowed: names or patterns of the layers for the scheme")
 
 
 def _to_json(value: Any) -> Any:
@@ -174,6 +152,3 @@ def _from_json(value: Any) -> Any:
         pairs = ((int(k) if str(k).lstrip("-").isdigit() else k, _from_json(v)) for k, v in value.items())
         return {k: tuple(v) if k in ("num_bits", "scale_bits") and isinstance(v, list) else v for k, v in pairs}
     return [_from_json(item) for item in value] if isinstance(value, list) else value
-
-
-make_config = ModelOptConfig

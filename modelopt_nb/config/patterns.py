@@ -29,11 +29,7 @@ def matches(pattern: str, layer: str, modules: Container[str]) -> bool:
 def matching_layers(
     model: object, argument: str, pattern: str, layers: Iterable[str], modules: Container[str]
 ) -> list[str]:
-    """List the ``layers`` that ``pattern`` matches. ``model`` is a model or its name, for the error text.
-
-    Raises:
-        ValueError: Naming ``argument`` and the nearest names, if it matches none.
-    """
+    """List the ``layers`` that ``pattern`` matches. Raises ValueError, naming ``argument`` and ``model``, if none."""
     layers = list(layers)
     if found := [layer for layer in layers if matches(pattern, layer, modules)]:
         return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -98,14 +99,11 @@ def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
 
 def _resident() -> tuple[int, int | None]:
     """Return the resident bytes of the process, and those that no file backs."""
-    import psutil  # comes with accelerate
-
     return psutil.Process().memory_info().rss, _status("RssAnon")
 
 
 def _status(key: str) -> int | None:
     """Return one figure of ``/proc/self/status`` in bytes, or None if there is no such file."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
-    return None
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else ()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)

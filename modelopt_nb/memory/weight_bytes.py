@@ -39,7 +39,12 @@ class WeightBytes:
     @property
     def of_bf16(self) -> float:
         """All bytes over those of the same weights in bfloat16."""
-        return self.total / (2 * self.weights) if self.weights else 0.0
+        return self.bits_per_weight / 16
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor, packed or not."""
+    return tensor.numel() * tensor.element_size()
 
 
 def stored_dtype(tensor: torch.Tensor) -> str:
@@ -50,9 +55,8 @@ def stored_dtype(tensor: torch.Tensor) -> str:
 def weight_bytes(model: nn.Module) -> WeightBytes:
     """Count the bytes of ``model``'s parameters and buffers by dtype. Shared tensors count once."""
     parameters = {id(p): p for p in model.parameters()}
-    tensors = parameters | {id(b): b for b in model.buffers()}
     by_dtype: Counter[str] = Counter()
-    for tensor in tensors.values():
-        by_dtype[stored_dtype(tensor)] += tensor.numel() * tensor.element_size()
+    for tensor in (parameters | {id(b): b for b in model.buffers()}).values():
+        by_dtype[stored_dtype(tensor)] += tensor_bytes(tensor)
     shapes = (getattr(p, "metadata", {"shape": p.shape})["shape"] for p in parameters.values())  # packed: the dense one
-    return WeightBytes(dict(by_dtype), sum(math.prod(shape) for shape in shapes))
+    return WeightBytes(dict(by_dtype), sum(map(math.prod, shapes)))

@@ -1,1 +1,1 @@
-"""Plan, calibrate, pack, report."""
+"""Plan, calibrate, report: what packing does to a model."""

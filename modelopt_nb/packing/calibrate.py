@@ -19,11 +19,7 @@ NEED_LOOP = (*SCALE_CHANNELS, "awq_clip", "awq_full", "gptq", "local_hessian")
 
 
 def check_config(model: nn.Module, config: ModelOptConfig) -> None:
-    """Refuse a configuration that cannot quantize ``model``, or that packs it and cannot run on its device.
-
-    Raises:
-        TypeError, ValueError: As :func:`plan` and :func:`check_algorithm` do, or activations that cannot be rounded here.
-    """
+    """Raise TypeError or ValueError if ``config`` cannot quantize ``model``, or packs it and cannot run on its device."""
     entries = plan(model, config).entries
     check_algorithm(config, config.forward_loop)
     device = next(model.parameters()).device
@@ -34,11 +30,7 @@ def check_config(model: nn.Module, config: ModelOptConfig) -> None:
 
 
 def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
-    """Refuse an algorithm that cannot work with ``config``.
-
-    Raises:
-        ValueError: No forward loop where it needs one, or types and scales that it does not support.
-    """
+    """Raise ValueError if the algorithm of ``config`` needs a forward loop, or other types or scales."""
     method, inputs, weights = config.algorithm["method"], config.input_cfg, split_quant_type(config.quant_type)[0].name
     if loop is None and method in NEED_LOOP:
         raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
@@ -74,9 +66,7 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Calibrate a model that has quantizers, from the ``amax`` of its inputs if known, else with the forward loop.
 
-    Raises:
-        ValueError: A loop that does not reach every layer to be packed, or an algorithm that fails on this scheme.
-        FloatingPointError: NaN while the loop runs.
+    Raises as :func:`run_forward_loop` does, and ValueError for an algorithm that fails on this scheme.
     """
     method, in_loop = config.algorithm["method"], []
 

@@ -67,11 +67,9 @@ def input_amax(
 def run_forward_loop(
     loop: Callable[[nn.Module], None], model: nn.Module, layers: Iterable[str]
 ) -> dict[str, torch.Tensor]:
-    """Run ``loop`` and return the amax of the inputs of ``layers``.
+    """Run ``loop`` and return the amax of the inputs of ``layers``. Raises ValueError if it does not reach all of them.
 
-    Raises:
-        ValueError: The loop does not reach all of ``layers``. (ModelOpt would leave those without a scale.)
-        FloatingPointError: As :func:`input_amax` does.
+    (ModelOpt would leave those without a scale.) Raises FloatingPointError as :func:`input_amax` does.
     """
     layers = list(layers)
     with input_amax(model, layers) as found:

@@ -58,14 +58,11 @@ class Plan:
 def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
     """Decide for every layer whether ``config`` packs it. Activations are quantized at the layers that are packed.
 
-    Args:
-        model: A model, on any device, or its rows.
-        config: From :func:`modelopt_nb.make_config`.
+    ``model`` is a model on any device, or its rows.
 
     Raises:
-        TypeError: Not a configuration.
-        ValueError: A name that matches no layer, a model without linear layers and convolutions or one that is packed
-            already, or a configuration that packs no layer.
+        TypeError, ValueError: Not a configuration, a name that matches no layer, a model without linear layers and
+            convolutions or one that is packed already, or a configuration that packs no layer.
     """
     if not isinstance(config, ModelOptConfig):
         raise TypeError(f"config={config!r} is not a ModelOpt configuration. Build one with make_config('FP8')")

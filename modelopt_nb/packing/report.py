@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,9 @@ from torch import nn
 
 from modelopt_nb.config.activations import ACTIVATION_SCALES
 from modelopt_nb.config.config import ModelOptConfig
-from modelopt_nb.config.weight_layout import WeightLayout
-from modelopt_nb.memory.weight_bytes import MIB, WeightBytes, stored_dtype, weight_bytes
+from modelopt_nb.memory.weight_bytes import WeightBytes, stored_dtype, tensor_bytes, weight_bytes
 from modelopt_nb.packing.plan import LayerPlan, Plan
-from modelopt_nb.upstream.layers import is_packed, weight_of
+from modelopt_nb.upstream.layers import is_packed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,17 +37,15 @@ class Report:
         """Measure a model that was packed as ``plan`` says. Raises RuntimeError if it was not."""
         after, layers = weight_bytes(model), tuple(_measured(model, layer) for layer in plan.layers)
         dense = Counter(after.by_dtype)
-        for name, buffer in model.named_buffers():
-            if "_quantizer." in name:  # a scale, which the dense model does not have
-                dense[stored_dtype(buffer)] -= buffer.numel() * buffer.element_size()
-        for layer in layers:
-            if layer.packed:
-                weight = weight_of(model.get_submodule(layer.name))
-                dense[stored_dtype(weight)] -= weight.numel() * weight.element_size()
-                dense[layer.dtype] += layer.dense_bytes
+        for name, tensor in model.named_buffers():
+            dense[stored_dtype(tensor)] -= tensor_bytes(tensor) if "_quantizer." in name else 0  # scales
+        for layer in (x for x in layers if x.packed):
+            weight: Any = model.get_submodule(layer.name).weight
+            dense[stored_dtype(weight)] -= tensor_bytes(weight)
+            dense[layer.dtype] += layer.dense_bytes
         before = WeightBytes({dtype: size for dtype, size in dense.items() if size}, after.weights)
         name = "per layer" if config.per_layer else config.quant_type
-        return cls(name, layers, before, after, _precision(config, plan.layouts.values()))
+        return cls(name, layers, before, after, _precision(config, plan))
 
     @property
     def packed(self) -> tuple[LayerPlan, ...]:
@@ -70,28 +66,10 @@ class Report:
         """Bytes of the packed layers' weights, scales included, over their bytes in bfloat16."""
         return sum(x.packed_bytes for x in self.packed) / (2 * sum(math.prod(x.shape) for x in self.packed))
 
-    @property
-    def bytes(self) -> "pd.Series":
-        """Measured bytes of the packed layers, and the bytes that arithmetic expects of their format."""
-        import pandas as pd
-
-        measured = sum(x.packed_bytes for x in self.packed)
-        expected = sum(x.layout.bytes(x.shape, x.dtype) for x in self.packed if x.layout)
-        values: dict[str, Any] = {
-            "layers packed": len(self.packed),
-            "layers dense": len(self.layers) - len(self.packed),
-            "measured bytes": measured,
-            "expected bytes": expected,
-            "measured/expected": measured / expected,
-            "bits per packed weight": 8 * measured / sum(math.prod(x.shape) for x in self.packed),
-        }
-        return pd.Series(values)
-
     def __str__(self) -> str:
-        text = (
-            f"{self.quant_type} ({self.precision}): packed {len(self.packed)} of {len(self.layers)} layers, "
-            f"{self.before.total / MIB:.2f} MiB -> {self.after.total / MIB:.2f} MiB "
-            f"({self.after.bits_per_weight:.2f} bits per weight)"
+        text = f"{self.quant_type} ({self.precision}): packed {len(self.packed)} of {len(self.layers)} layers, "
+        text += (
+            f"{self.before.mib:.2f} MiB -> {self.after.mib:.2f} MiB ({self.after.bits_per_weight:.2f} bits per weight)"
         )
         for reason in dict.fromkeys(x.reason for x in self.layers if x.reason):
             names = [x.name for x in self.layers if x.reason == reason]
@@ -105,15 +83,15 @@ def _measured(model: nn.Module, layer: LayerPlan) -> LayerPlan:
     if is_packed(module) != layer.packed:
         raise RuntimeError(f"ModelOpt {'did not pack' if layer.packed else 'packed'} {layer.name}, against the plan")
     tensors = [module.weight, *module.weight_quantizer.buffers()] if layer.packed else [module.weight]
-    return replace(layer, packed_bytes=sum(t.numel() * t.element_size() for t in tensors))
+    return replace(layer, packed_bytes=sum(map(tensor_bytes, tensors)))
 
 
-def _precision(config: ModelOptConfig, layouts: Iterable[WeightLayout]) -> str:
-    bits = sorted({layout.type.bits for layout in layouts})
+def _precision(config: ModelOptConfig, plan: Plan) -> str:
+    bits = sorted({layout.type.bits for layout in plan.layouts.values()})
     weights = f"W{bits[0]}" if len(bits) == 1 else f"W{bits[0]}-{bits[-1]}"
     if (cfg := config.input_cfg) is None:
         return weights
     width = cfg["num_bits"] if isinstance(cfg["num_bits"], int) else sum(cfg["num_bits"]) + 1
     scale = {k: v for k, v in cfg.items() if k in ("type", "axis", "block_sizes")}
-    names = [name for name, (linear, _) in ACTIVATION_SCALES.items() if linear == scale]
-    return f"{weights}A{width} {names[0] if names else 'dynamic block'}"
+    names = (name for name, (linear, _) in ACTIVATION_SCALES.items() if linear == scale)
+    return f"{weights}A{width} {next(names, 'dynamic block')}"

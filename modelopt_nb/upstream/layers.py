@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from modelopt.torch.quantization.nn import QuantModule, QuantModuleRegistry
@@ -51,7 +52,7 @@ def describe_layers(model: nn.Module) -> ModelRows:
 
 
 def _row(name: str, layer: nn.Module) -> LayerRow:
-    weight = weight_of(layer)
+    weight: Any = layer.weight
     return LayerRow(
         name=name,
         kind=type(layer).__name__.removeprefix("Quant"),
@@ -63,13 +64,6 @@ def _row(name: str, layer: nn.Module) -> LayerRow:
         is_pointwise=is_pointwise(layer),
         is_packed=is_packed(layer),
     )
-
-
-def weight_of(layer: nn.Module) -> torch.Tensor:
-    """Return the weight of a layer, packed or not."""
-    weight = layer._parameters["weight"]
-    assert weight is not None
-    return weight
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQu
 from modelopt.torch.quantization.qtensor.base_qtensor import pack_real_quantize_weight
 from torch import nn
 
-from modelopt_nb.upstream.layers import has_packed_layers, is_packed, weight_of
+from modelopt_nb.upstream.layers import has_packed_layers, is_packed
 from modelopt_nb.upstream.quantizers import insert_quantizers
 from modelopt_nb.upstream.quiet import quiet
 
@@ -71,18 +71,12 @@ def expect_low_rank(model: nn.Module) -> None:
 def expect_packed(
     layer: nn.Module, qtensor_class: str, tensors: Mapping[str, tuple[tuple[int, ...], str]], dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Prepare a quantized layer for the tensors of a packed weight to arrive.
+    """Prepare a quantized layer on the meta device for the tensors of a packed weight to arrive.
 
-    Args:
-        layer: A layer whose weight has the dense shape, on the meta device.
-        qtensor_class: A class of ``modelopt.torch.quantization.qtensor``.
-        tensors: Shape and dtype of each tensor: ``weight``, and the buffers of its quantizer.
-        dtype: The dtype that the weight is dequantized to.
-
-    Returns:
-        The metadata that :func:`wrap_packed` needs once the tensors are there.
+    ``tensors`` gives shape and dtype of ``weight`` and of the quantizer's buffers; ``dtype`` is what the weight will be
+    dequantized to. Returns the metadata for :func:`wrap_packed`.
     """
-    metadata = {"qtensor_class": getattr(qtensor, qtensor_class), "shape": weight_of(layer).shape, "dtype": dtype}
+    metadata = {"qtensor_class": getattr(qtensor, qtensor_class), "shape": layer.weight.shape, "dtype": dtype}
     quantizer: Any = layer.weight_quantizer
     quantizer._fake_quant, quantizer._dequantize = False, True
     for name, (shape, stored) in tensors.items():
@@ -96,7 +90,7 @@ def expect_packed(
 
 def wrap_packed(layer: nn.Module, metadata: dict[str, Any]) -> None:
     """Turn the plain tensor that arrived as a layer's weight into a packed weight."""
-    layer._parameters["weight"] = qtensor.QTensorWrapper(weight_of(layer).data, metadata=metadata)
+    layer._parameters["weight"] = qtensor.QTensorWrapper(layer.weight.data, metadata=metadata)
 
 
 def read_packed(layer: nn.Module) -> torch.Tensor:

@@ -21,11 +21,7 @@ def default_exclusions() -> list[dict[str, Any]]:
 
 
 def algorithm_dict(algorithm: str | Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``algorithm`` and its ``arguments`` as the dict that ModelOpt takes.
-
-    Raises:
-        ValueError: An algorithm that ModelOpt does not have, or an argument that the algorithm does not have or allow.
-    """
+    """Return ``algorithm`` and its ``arguments`` as ModelOpt's dict. Raises ValueError for what ModelOpt does not have."""
     if not isinstance(algorithm, (str, Mapping)) or (isinstance(algorithm, Mapping) and "method" not in algorithm):
         raise ValueError(f"algorithm={algorithm!r} is not one. Allowed: a name such as 'max', or a dict with 'method'")
     chosen = ({"method": algorithm} if isinstance(algorithm, str) else dict(algorithm)) | dict(arguments)

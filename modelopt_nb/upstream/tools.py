@@ -18,17 +18,10 @@ def auto_quantize_scores(
     model: nn.Module, quant_cfg: list[dict[str, Any]], layers: Mapping[str, bool], disabled: list[str],
     batches: Sequence[Any], loss: Callable[[Any, Any], torch.Tensor], forward: Callable[[nn.Module, Any], Any],
 ) -> dict[str, float]:  # fmt: skip
-    """Score layers with ModelOpt's ``auto_quantize``, on a copy of a dense model.
+    """Score layers by the sum over ``batches`` of squared output change times squared gradient of ``loss``.
 
-    Args:
-        model: A dense model, not changed.
-        quant_cfg: The type to score. NF4 and, without CUDA, NVFP4 cannot be: ModelOpt rounds them only by packing.
-        layers: Names of the layers to score, and whether each is a convolution that counts as a linear layer.
-        disabled: Names of the layers to leave out.
-        batches: Passed to ``forward``, and with its output to ``loss``, one by one.
-
-    Returns:
-        By layer, the sum over ``batches`` of the squared change of its output times the squared gradient of ``loss``.
+    On a copy of a dense ``model``. ``layers`` says for each layer whether it is a convolution that counts as linear;
+    ``disabled`` names those to leave out. ``forward`` gets the model and a batch, ``loss`` its output and the batch.
 
     Source: ``modelopt.torch.quantization.auto_quantize``, method "gradient".
     """

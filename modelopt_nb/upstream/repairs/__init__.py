@@ -4,13 +4,13 @@ Each says what is broken, in which versions and where upstream discusses it. Its
 release, so a repair steps aside once upstream is fixed. Nothing is edited on disk.
 """
 
-from modelopt_nb.upstream.repairs.atomic_save import AtomicSave
+from modelopt_nb.upstream.repairs.atomic_save.repair import AtomicSave
 from modelopt_nb.upstream.repairs.base import Repair
 from modelopt_nb.upstream.repairs.calibrated_scales import CalibratedScales
 from modelopt_nb.upstream.repairs.config_class import ConfigClass
 from modelopt_nb.upstream.repairs.fp8_zeros import Fp8Zeros
 from modelopt_nb.upstream.repairs.nf4_read_back import Nf4ReadBack
-from modelopt_nb.upstream.repairs.pack_while_loading import PackWhileLoading, model_classes
+from modelopt_nb.upstream.repairs.pack_while_loading.repair import PackWhileLoading, model_classes
 from modelopt_nb.upstream.repairs.packed_dtype import PackedDtype
 from modelopt_nb.upstream.repairs.restore_from_config import RestoreFromConfig
 

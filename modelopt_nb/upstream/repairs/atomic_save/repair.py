@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelopt_nb.upstream.layers import has_packed_layers
+from modelopt_nb.upstream.repairs.atomic_save.atomic_folder import atomic_folder
+from modelopt_nb.upstream.repairs.atomic_save.manifest import verify, write_manifest
 from modelopt_nb.upstream.repairs.base import Patch, Repair
-from modelopt_nb.upstream.repairs.diffusers_quantizer import DiffusersQuantizer
-from modelopt_nb.upstream.repairs.pack_while_loading import model_classes
+from modelopt_nb.upstream.repairs.pack_while_loading.diffusers_quantizer import DiffusersQuantizer
+from modelopt_nb.upstream.repairs.pack_while_loading.repair import model_classes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,14 +31,6 @@ class AtomicSave(Repair):
     )
     versions = "diffusers 0.42.1 and transformers 5.14, and earlier"
     issue = "not reported upstream; diffusers/models/modeling_utils.py, ModelMixin.save_pretrained"
-
-    def __init__(
-        self,
-        atomic_folder: Callable[[Any], AbstractContextManager[Path]],
-        write_manifest: Callable[[Path, str], None],
-        verify: Callable[[Sequence[str], str], None],
-    ) -> None:
-        self.atomic_folder, self.write_manifest, self.verify = atomic_folder, write_manifest, verify
 
     def needed(self) -> bool:
         import tempfile
@@ -58,7 +51,7 @@ class AtomicSave(Repair):
     def patches(self) -> list[Patch]:
         from diffusers import DiffusionPipeline, ModelMixin
 
-        load, verify = vars(ModelMixin)["_load_pretrained_model"].__func__, self.verify
+        load = vars(ModelMixin)["_load_pretrained_model"].__func__
 
         @functools.wraps(load)
         def verified(cls: type, model: nn.Module, state_dict: Any, files: list[str], *args: Any, **kwargs: Any) -> Any:
@@ -67,25 +60,26 @@ class AtomicSave(Repair):
             return load(cls, model, state_dict, files, *args, **kwargs)
 
         owners = [DiffusionPipeline, *(model_class for model_class, _ in model_classes())]
-        saves: list[Patch] = [(o, "save_pretrained", self._atomic(vars(o)["save_pretrained"])) for o in owners]
+        saves: list[Patch] = [(o, "save_pretrained", _atomic(vars(o)["save_pretrained"])) for o in owners]
         return [*saves, (ModelMixin, "_load_pretrained_model", classmethod(verified))]
 
-    def _atomic(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        from diffusers import DiffusionPipeline
 
-        @functools.wraps(original)
-        def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-            is_pipeline = isinstance(model, DiffusionPipeline)
-            if not any(has_packed_layers(part) for part in (model.components.values() if is_pipeline else [model])):
-                return original(model, save_directory, *args, **kwargs)
-            push = kwargs.pop("push_to_hub", False)
-            names = ("commit_message", "private", "token", "create_pr")
-            hub = {name: kwargs.pop(name) for name in names if name in kwargs}
-            repo = kwargs.pop("repo_id", Path(save_directory).name)
-            with self.atomic_folder(save_directory) as folder:
-                original(model, str(folder), *args, **kwargs)
-                if not is_pipeline:
-                    self.write_manifest(folder, type(model).__name__)
-            return model.push_to_hub(repo, **hub) if push else None
+def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
+    from diffusers import DiffusionPipeline
 
-        return save_pretrained
+    @functools.wraps(original)
+    def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        is_pipeline = isinstance(model, DiffusionPipeline)
+        if not any(has_packed_layers(part) for part in (model.components.values() if is_pipeline else [model])):
+            return original(model, save_directory, *args, **kwargs)
+        push = kwargs.pop("push_to_hub", False)
+        names = ("commit_message", "private", "token", "create_pr")
+        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
+        repo = kwargs.pop("repo_id", Path(save_directory).name)
+        with atomic_folder(save_directory) as folder:
+            original(model, str(folder), *args, **kwargs)
+            if not is_pipeline:
+                write_manifest(folder, type(model).__name__)
+        return model.push_to_hub(repo, **hub) if push else None
+
+    return save_pretrained

@@ -8,6 +8,8 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
+from modelopt_nb.upstream.repairs.atomic_save.manifest import METADATA
+
 
 class TransformersQuantizer(HfQuantizer):
     """A quantizer for ModelOpt, which Transformers does not have, with a ``packer_class`` that packs."""
@@ -42,7 +44,7 @@ class TransformersQuantizer(HfQuantizer):
         return True
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
-        return None, dict(self.packer_class.metadata)
+        return None, dict(METADATA)
 
     @property
     def is_trainable(self) -> bool:

@@ -1,4 +1,14 @@
-"""Pack and restore models in Diffusers' ``from_pretrained``: what :mod:`pack_while_loading` registers."""
+"""Pack and restore models in Diffusers' ``from_pretrained``: what :mod:`pack_while_loading` registers.
+
+``from_pretrained(..., quantization_config=config)`` and ``from_pretrained(packed_folder)`` go through these steps:
+
+1. Diffusers reads the configuration and creates this quantizer, then the model on the meta device.
+2. The quantizer creates a packer. That verifies a packed checkpoint against its manifest, plans which layers to pack,
+   inserts ModelOpt's quantizers and prepares the layers for packed tensors.
+3. Diffusers reads the weights one by one. Each dense weight is packed as it arrives, so the whole dense model is never in
+   memory; with a forward loop all wait for step 4. Each packed tensor is put in place unchanged.
+4. The packer calibrates if there is a forward loop, packs what waited, and measures the report.
+"""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -6,6 +16,8 @@ from typing import Any, ClassVar
 import torch
 from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
 from torch import nn
+
+from modelopt_nb.upstream.repairs.atomic_save.manifest import METADATA
 
 
 class DiffusersQuantizer(NVIDIAModelOptQuantizer):
@@ -31,7 +43,7 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Any], safe_serialization: bool | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        return state_dict, self.packer_class.metadata
+        return state_dict, METADATA
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None = None) -> torch.dtype:
         saved = self.quantization_config.packed_dtype

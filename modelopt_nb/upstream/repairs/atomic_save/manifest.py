@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 from collections.abc import Container, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -29,47 +29,35 @@ class CheckpointError(ValueError):
 def write_manifest(folder: Path, class_name: str) -> None:
     """Write the manifest of all files in ``folder``: size, digest, and a digest per tensor."""
     files = {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    manifest = {"format": FORMAT, "class": class_name, "versions": versions(), "files": files}
+    versions = {d.name: d.version for d in distributions() if d.name in PACKAGES}
+    manifest = {"format": FORMAT, "class": class_name, "versions": versions, "files": files}
     text = json.dumps(manifest | {"digest": _digest(manifest)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of the installed ``packages``."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
 def verify(files: Sequence[str | os.PathLike], class_name: str) -> None:
-    """Verify the checkpoint that ``files`` belong to. A folder without a manifest that needs none passes.
-
-    Raises:
-        CheckpointError: A file is missing, cut off or altered; a newer format; a model of another class.
-    """
+    """Raise CheckpointError if the checkpoint of ``files`` does not match its manifest. Some checkpoints need none."""
     paths = [Path(f) for f in files]
-    folder = paths[0].parent
+    folder, path = paths[0].parent, paths[0].parent / MANIFEST
     _verify_pickle(folder / "modelopt_state.pth")
-    manifest_path = folder / MANIFEST
-    if not manifest_path.exists():
-        _fetch(manifest_path)
-    if not manifest_path.exists():
-        if belongs := [p for p in paths if p.suffix == ".safetensors" and METADATA.keys() & _metadata(p).keys()]:
-            raise CheckpointError(f"{manifest_path} is missing; cannot verify {belongs[0].name} and the other files")
+    if not path.exists():
+        _fetch(path)
+    if not path.exists():
+        for p in paths:
+            if p.suffix == ".safetensors" and METADATA.keys() & _read(p, lambda file: file.metadata() or {}).keys():
+                raise CheckpointError(f"{path} is missing; cannot verify {p.name} and the other files")
         return
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         digest, made = manifest.pop("digest"), manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{manifest_path} is not a manifest: it was altered or cut off ({error!r})") from None
+        raise CheckpointError(f"{path} is not a manifest: it was altered or cut off ({error!r})") from None
     if isinstance(made, int) and made > FORMAT:
-        raise CheckpointError(f"{manifest_path}: format {made}. Allowed: up to {FORMAT}; a newer modelopt_nb wrote it")
+        raise CheckpointError(f"{path}: format {made}. Allowed: up to {FORMAT}; a newer modelopt_nb wrote it")
     if digest != _digest(manifest):
-        raise CheckpointError(f"{manifest_path} was altered: its digest does not match its contents")
+        raise CheckpointError(f"{path} was altered: its digest does not match its contents")
     if manifest["class"] != class_name:
-        raise CheckpointError(f"{manifest_path}: the weights are of class {manifest['class']}, and not {class_name}")
+        raise CheckpointError(f"{path}: the weights are of class {manifest['class']}, and not {class_name}")
     for name, entry in manifest["files"].items():
         _verify_file(folder / name, entry)
     if unknown := [p for p in paths if p.name not in manifest["files"]]:
@@ -86,29 +74,25 @@ def _verify_pickle(path: Path) -> None:
 
 
 def _verify_file(path: Path, entry: dict[str, Any]) -> None:
-    recorded = entry.get("tensors", {})
+    recorded, where = entry.get("tensors", {}), ""
     if not path.exists():
         held = f", with {', '.join(list(recorded)[:3])} ..." if recorded else ""
         raise CheckpointError(f"{path} is missing{held}")
     size = path.stat().st_size
     if size == entry["bytes"] and _sha256(path) == entry["sha256"]:
         return
-    where = ", in its header" if recorded else ""
     with contextlib.suppress(CheckpointError):
-        now = _tensor_digests(path)
-        if hit := [name for name, digest in recorded.items() if now.get(name) != digest]:
-            where = f", in {', '.join(hit[:3])}{' and more' if len(hit) > 3 else ''}"
+        now = _read(path, _tensor_digests) if recorded else {}
+        hit = [name for name, digest in recorded.items() if now.get(name) != digest]
+        where = f", in {', '.join(hit[:3])}{' and more' if len(hit) > 3 else ''}" if hit else ""
+    where = where or (", in its header" if recorded else "")
     sizes = "" if size == entry["bytes"] else f", {size} bytes instead of {entry['bytes']}"
     raise CheckpointError(f"{path} was altered or cut off{sizes}{where}")
 
 
 def verify_tensors(files: Sequence[Path], expected: Mapping[str, torch.Tensor], packed: Container[str]) -> None:
-    """Verify that safetensors hold the ``expected`` tensors: names, shapes, and the bytes of ``packed`` ones.
-
-    Raises:
-        CheckpointError: A tensor is missing, unexpected, or of another shape or size.
-    """
-    found = {name: (file, shape, bits) for file in files for name, (shape, bits) in _shapes(file).items()}
+    """Raise CheckpointError if safetensors do not hold the ``expected`` tensors: names, shapes, bytes of ``packed`` ones."""
+    found = {name: (file, *described) for file in files for name, described in _shapes(file).items()}
     if not found:
         return
     if missing := sorted(expected.keys() - found.keys()):
@@ -134,55 +118,47 @@ def _fetch(path: Path) -> None:
     parts = path.parts
     at = len(parts) - 1 - parts[::-1].index("snapshots") if "snapshots" in parts else 0
     kind, _, repo = parts[at - 1].partition("--")
-    if at == 0 or kind != "models":
-        return
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    if at and kind == "models":
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
-        name, cache = "/".join(parts[at + 2 :]), Path(*parts[: at - 1])
-        hf_hub_download(repo.replace("--", "/"), name, revision=parts[at + 1], cache_dir=cache)
+        with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
+            name, cache = "/".join(parts[at + 2 :]), Path(*parts[: at - 1])
+            hf_hub_download(repo.replace("--", "/"), name, revision=parts[at + 1], cache_dir=cache)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Any:
+def _read(path: Path, reader: Any) -> dict[str, Any]:
+    """Return what ``reader`` reads of a safetensors file."""
     try:
         with safe_open(path, "pt") as file:
-            yield file
+            return reader(file)
     except SafetensorError as error:
         raise CheckpointError(f"{path} was altered or cut off in its header: {error}") from None
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    with _opened(path) as file:
-        return file.metadata() or {}
-
-
 def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
     """Return shape and bits per element of every tensor; nothing for a file of another kind."""
-    if path.suffix != ".safetensors":
-        return {}
-    with _opened(path) as file:
+
+    def reader(file: Any) -> dict[str, Any]:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {n: (tuple(s.get_shape()), int(re.sub(r"\D*(\d+).*", r"\1", s.get_dtype()))) for n, s in slices.items()}
+        return {n: (tuple(s.get_shape()), int(re.findall(r"\d+", s.get_dtype())[0])) for n, s in slices.items()}
+
+    return _read(path, reader) if path.suffix == ".safetensors" else {}
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    tensors = {"tensors": _tensor_digests(path)} if path.suffix == ".safetensors" else {}
+    tensors = {"tensors": _read(path, _tensor_digests)} if path.suffix == ".safetensors" else {}
     return {"bytes": path.stat().st_size, "sha256": _sha256(path), **tensors}
 
 
-def _tensor_digests(path: Path) -> dict[str, str]:
+def _tensor_digests(file: Any) -> dict[str, str]:
     """Return a digest of every tensor's dtype, shape and bytes."""
-    digests = {}
-    with _opened(path) as file:
-        for name in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(name)
-            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-            digests[name] = hashlib.sha256(
-                f"{tensor.dtype} {list(tensor.shape)} ".encode() + data.tobytes()
-            ).hexdigest()
-    return digests
+
+    def digest(tensor: torch.Tensor) -> str:
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        return hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode() + data.tobytes()).hexdigest()
+
+    return {name: digest(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
 
 
 def _sha256(path: Path) -> str:

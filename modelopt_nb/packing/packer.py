@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelopt_nb.checkpoints.manifest import METADATA, tensor_shapes, verify, verify_tensors
 from modelopt_nb.config.config import ModelOptConfig
 from modelopt_nb.packing.calibrate import calibrate, check_algorithm
 from modelopt_nb.packing.plan import plan
 from modelopt_nb.packing.report import Report
-from modelopt_nb.upstream.layers import make_linear, weight_of
+from modelopt_nb.upstream.layers import make_linear
 from modelopt_nb.upstream.packed_weights import (
     LOW_RANK,
     expect_low_rank,
@@ -22,6 +21,7 @@ from modelopt_nb.upstream.packed_weights import (
     wrap_packed,
 )
 from modelopt_nb.upstream.quantizers import insert_quantizers
+from modelopt_nb.upstream.repairs.atomic_save.manifest import tensor_shapes, verify, verify_tensors
 
 
 class Packer:
@@ -30,8 +30,6 @@ class Packer:
     With a forward loop the layers wait and are packed together, after one calibration of the whole dense model.
     """
 
-    metadata = METADATA  # of every safetensors file that is saved
-
     def __init__(self, config: ModelOptConfig, model: nn.Module, files: Sequence[Path], pre_quantized: bool) -> None:
         if pre_quantized:
             verify(files, type(model).__name__)
@@ -39,7 +37,7 @@ class Packer:
             check_algorithm(config, config.forward_loop)
         self.config, self.model, self.pre_quantized = config, model, pre_quantized
         self.plan = plan(model, config)
-        self.dtypes = {name: weight_of(model.get_submodule(name)).dtype for name in self.plan.layouts}
+        self.dtypes = {name: model.get_submodule(name).weight.dtype for name in self.plan.layouts}
         self.expected: dict[str, dict[str, Any]] = {}
         for name in self.plan.pointwise:
             make_linear(model, name)
@@ -57,9 +55,9 @@ class Packer:
         for name, layout in self.plan.layouts.items():
             layer, dtype = self.model.get_submodule(name), self.dtypes[name]
             if name in self.plan.pointwise:
-                layer.weight = nn.Parameter(weight_of(layer).flatten(1), requires_grad=False)
+                layer.weight = nn.Parameter(layer.weight.flatten(1), requires_grad=False)
             packed_from = self.config.packed_dtype or str(dtype).removeprefix("torch.")
-            tensors = layout.tensors(tuple(weight_of(layer).shape), packed_from)
+            tensors = layout.tensors(tuple(layer.weight.shape), packed_from)
             self.expected[name] = expect_packed(layer, layout.type.qtensor, tensors, dtype)
         for name, shape in shapes.items():
             owner, _, tensor = name.rpartition(".")

@@ -13,13 +13,13 @@ def model_classes() -> list[tuple[type, Any]]:
     """Return the base class of models of each installed library, with the quantizer that packs them."""
     from diffusers import ModelMixin
 
-    from modelopt_nb.upstream.repairs.diffusers_quantizer import DiffusersQuantizer
+    from modelopt_nb.upstream.repairs.pack_while_loading.diffusers_quantizer import DiffusersQuantizer
 
     found: list[tuple[type, Any]] = [(ModelMixin, DiffusersQuantizer)]
     if importlib.util.find_spec("transformers"):
         from transformers import PreTrainedModel
 
-        from modelopt_nb.upstream.repairs.transformers_quantizer import TransformersQuantizer
+        from modelopt_nb.upstream.repairs.pack_while_loading.transformers_quantizer import TransformersQuantizer
 
         found.append((PreTrainedModel, TransformersQuantizer))
     return found

@@ -1,0 +1,1 @@
+"""Save packed models atomically, and verify them on load."""

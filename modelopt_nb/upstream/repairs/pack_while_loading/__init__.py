@@ -1,0 +1,1 @@
+"""Pack each layer as its weight arrives, in Diffusers and Transformers."""
