@@ -1,11 +1,11 @@
-import copy
+"""Every promised architecture in every type: packed after loading, and while loading."""
 
 import pytest
 import torch
-from tests.architectures import BUILDERS, build, run
-from tests.conftest import ALL_TYPES
 
 from modelopt_nb import dequantized, enable, make_config, quantize
+from tests.architectures import BUILDERS, build, run
+from tests.conftest import ALL_TYPES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -13,29 +13,27 @@ def enabled():
     enable()
 
 
+@pytest.fixture(scope="module", params=BUILDERS)
+def built(request, tmp_path_factory):
+    """Build and save one architecture: model, inputs, dense output, folder."""
+    model, inputs = build(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return model, inputs, run(model, inputs), folder
+
+
 @pytest.mark.parametrize("quant_type", ALL_TYPES)
-@pytest.mark.parametrize("name", BUILDERS)
-def test_packed_after_loading(name, quant_type):
-    model, inputs = build(name)
-    dense = run(model, inputs)
-    report = quantize(model, make_config(quant_type))
-    packed = run(model, inputs)
+def test_packed_after_and_while_loading(built, quant_type):
+    model, inputs, dense, folder = built
+    config, eight_bits = make_config(quant_type), quant_type in ("FP8", "INT8")
+    loaded = type(model).from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+    packed, report = run(loaded, inputs), loaded.hf_quantizer.report
     assert packed.isfinite().all()
-    assert 0 < (packed - dense).norm() / dense.norm() < (0.25 if quant_type in ("FP8", "INT8") else 0.4)
-    with dequantized(model):
-        assert torch.equal(run(model, inputs), packed)
-    assert report.packed_of_bf16 < (0.6 if quant_type in ("FP8", "INT8") else 0.32)
-    # every layer that stays dense says why
-    assert all(x.packed or len(x.reason) > 10 for x in report.layers)
-
-
-@pytest.mark.parametrize("quant_type", ALL_TYPES)
-@pytest.mark.parametrize("name", BUILDERS)
-def test_packed_while_loading_is_the_same(name, quant_type, tmp_path):
-    model, inputs = build(name)
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path, quantization_config=make_config(quant_type), dtype=torch.float32)
-    after = copy.deepcopy(model)
-    report = quantize(after, make_config(quant_type))
-    assert loaded.hf_quantizer.report.layers == report.layers
-    assert torch.equal(run(loaded, inputs), run(after, inputs))
+    assert 0 < (packed - dense).norm() / dense.norm() < (0.25 if eight_bits else 0.4)
+    with dequantized(loaded):
+        assert torch.equal(run(loaded, inputs), packed)
+    assert report.packed_of_bf16 < (0.6 if eight_bits else 0.32)
+    assert all(x.packed or len(x.reason) > 10 for x in report.layers)  # every dense layer has its reason
+    after = type(model).from_pretrained(folder, dtype=torch.float32)
+    assert quantize(after, config).layers == report.layers
+    assert torch.equal(run(after, inputs), packed)
