@@ -18,10 +18,9 @@ CALIBRATORS = ("max", "percentile", "entropy", "mse")
 def activation_entries(
     activations: QuantType, per_channel: bool, scale: str | None = None, calibrator: str = "max"
 ) -> list[dict[str, Any]]:
-    """Return the ``quant_cfg`` entries of ModelOpt's input quantizers.
+    """Return the ``quant_cfg`` entries of ModelOpt's input quantizers. Raises ValueError for what does not go together.
 
-    Without a ``scale`` as Diffusers has it: one static scale per tensor, or a dynamic one per token where weights are scaled
-    ``per_channel`` or block. Raises ValueError for what is unknown or does not go together.
+    Without a ``scale`` as in Diffusers: static per tensor, or dynamic per token if weights are scaled ``per_channel``.
     """
     if not activations.activations:
         takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.activations)
@@ -44,9 +43,6 @@ def activation_entries(
     if calibrator != "max":
         cfg["calibrator"] = "histogram"
     linear, convolution = ACTIVATION_SCALES[chosen]
-    classes = (None, "nn.Conv1d", "nn.Conv2d", "nn.Conv3d") if convolution != linear else (None,)
-    return [
-        {"quantizer_name": "*input_quantizer", "cfg": cfg | (convolution if parent else linear)}
-        | ({"parent_class": parent} if parent else {})
-        for parent in classes
-    ]
+    entries = [{"quantizer_name": "*input_quantizer", "cfg": cfg | linear}]
+    classes = ("nn.Conv1d", "nn.Conv2d", "nn.Conv3d") if convolution != linear else ()
+    return entries + [entries[0] | {"parent_class": name, "cfg": cfg | convolution} for name in classes]

@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from diffusers import NVIDIAModelOptConfig
-from diffusers.quantizers.quantization_config import QuantizationMethod
+from diffusers.quantizers.quantization_config import NVIDIAModelOptConfig, QuantizationMethod
 from torch import nn
 
 from modelopt_nb.config.activations import activation_entries
@@ -83,20 +82,22 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         if (method := arguments.pop("quant_method", "modelopt")) != "modelopt":
             raise ValueError(f"quant_method={method!r} is not 'modelopt'")
 
-        self.quant_method = QuantizationMethod.MODELOPT
-        self.quant_type = quant_type
-        self.modules_to_not_convert = as_patterns("modules_to_not_convert", modules_to_not_convert)
+        self.quant_method, self.quant_type = QuantizationMethod.MODELOPT, quant_type
+        self.modules_to_not_convert: list[str] = as_patterns("modules_to_not_convert", modules_to_not_convert)
         self.weight_only = activations is None if weight_only is None else weight_only
-        vars(self).update(vars(blocks if modelopt_config else blocks.resolve(weights)))
-        self.forward_loop = forward_loop
-        self.disable_conv_quantization = disable_conv_quantization
+        for name, value in vars(blocks if modelopt_config else blocks.resolve(weights)).items():
+            setattr(self, name, value)
+        self.forward_loop, self.disable_conv_quantization = forward_loop, disable_conv_quantization
         self.pointwise_as_linear = bool(pointwise_as_linear)
         self.per_layer = {scheme: _layers_of(scheme, layers) for scheme, layers in (per_layer or {}).items()}
         self.activation_scale, self.activation_calibrator = activation_scale, activation_calibrator
         self.percentile, self.packed_dtype = percentile, packed_dtype
         built: dict[str, Any] = _from_json(dict(modelopt_config)) if modelopt_config else {}
         chosen = algorithm_dict(built.get("algorithm") or algorithm, arguments)
-        self.modelopt_config = {"quant_cfg": built.get("quant_cfg") or self._entries(blocks), "algorithm": chosen}
+        self.modelopt_config: dict[str, Any] = {
+            "quant_cfg": built.get("quant_cfg") or self._entries(blocks),
+            "algorithm": chosen,
+        }
 
     def _entries(self, blocks: Blocks) -> list[dict[str, Any]]:
         """Return ModelOpt's ordered entries: all off, then weights and activations on, then its own exclusions."""

@@ -34,7 +34,6 @@ def matching_layers(
     if found := [layer for layer in layers if matches(pattern, layer, modules)]:
         return found
     parts = sorted({part for layer in layers for part in (layer, *layer.split("."))})
-    close = difflib.get_close_matches(pattern, parts, n=3, cutoff=0.4)
-    hint = f"Nearest: {', '.join(close)}" if close else f"Its layers are named like {layers[0]}"
+    close = difflib.get_close_matches(pattern, parts, n=3, cutoff=0.4) or layers[:1]
     name = model if isinstance(model, str) else type(model).__name__
-    raise ValueError(f"{argument} holds {pattern!r}, which matches no layer of {name}. {hint}")
+    raise ValueError(f"{argument} holds {pattern!r}, which matches no layer of {name}. Nearest: {', '.join(close)}")

@@ -36,10 +36,9 @@ class Blocks:
     def resolve(self, weights: QuantType) -> "Blocks":
         """Fill in the defaults of a type. Raises ValueError if the arguments do not fit the type or each other."""
         self._check(weights)
-        if not weights.needs_block:
-            return self
         scale_block = self.scale_block_quantize or weights.scale_block
-        return Blocks(-1, self.block_quantize or weights.block, -1 if weights.scale_block else None, scale_block)
+        filled = Blocks(-1, self.block_quantize or weights.block, -1 if weights.scale_block else None, scale_block)
+        return filled if weights.needs_block else self
 
     def _check(self, weights: QuantType) -> None:
         block, scale_block = self.block_quantize, self.scale_block_quantize
@@ -62,8 +61,10 @@ class Blocks:
             if value is not None and block is None:
                 raise ValueError(f"{name}={value} needs block_quantize, the blocks whose scales it groups")
         if (scale_block is None) != (self.scale_channel_quantize is None):
-            both = f"scale_channel_quantize={self.scale_channel_quantize} and scale_block_quantize={scale_block}"
-            raise ValueError(f"{both} need each other: give both or neither")
+            scale_axis = f"scale_channel_quantize={self.scale_channel_quantize}"
+            raise ValueError(
+                f"{scale_axis} and scale_block_quantize={scale_block} need each other: give both or neither"
+            )
         if weights.bits == 4 and block is not None and block % 2:
             odd = f"block_quantize={block} is odd, and two {weights.name} weights share a byte"
             raise ValueError(f"{odd}. Allowed: even sizes")

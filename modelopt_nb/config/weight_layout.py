@@ -15,12 +15,8 @@ ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m
 class WeightLayout:
     """Describe how the weight of one layer is packed: a quant type with its axis and block sizes.
 
-    Attributes:
-        type: The row of :data:`QUANT_TYPES`.
-        axis: Channel axis, one scale per index; None for one scale per tensor.
-        block, block_axis: Block size in weights, and the axis that blocks run along; None for no blocks.
-        scale_block: Size of the scales' own blocks, in scales.
-        cfg: ModelOpt's quantizer attributes.
+    ``axis`` is the channel axis (None: one scale per tensor), ``block`` the block size in weights along ``block_axis``,
+    ``scale_block`` the size of the scales' own blocks, ``cfg`` ModelOpt's quantizer attributes.
     """
 
     type: QuantType

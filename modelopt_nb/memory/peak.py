@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class PeakMemory:
     """Peaks in bytes; None where the machine cannot measure them.
 
-    ``tensors`` is the peak of the tensors made inside the block, the same in every run. ``resident`` is the peak of the
-    process's resident set (the kernel's own figure on Linux, sampled elsewhere), ``anonymous`` the sampled peak of its
-    part that no file backs, on Linux. ``cuda_allocated`` and ``cuda_reserved`` are the peaks of PyTorch's allocator.
+    ``tensors``: the tensors made inside the block, the same in every run. ``resident``: the process's resident set (the
+    kernel's figure on Linux, sampled elsewhere); ``anonymous``: its part that no file backs, sampled, on Linux.
+    ``cuda_allocated``, ``cuda_reserved``: PyTorch's allocator.
     """
 
     tensors: int | None = None
@@ -62,9 +62,8 @@ def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
 def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
     """Measure the peak memory while the block runs. Code is slower inside, so time nothing there.
 
-    Yields a :class:`PeakMemory` that is filled in when the block ends. What the system does not report is sampled every
-    ``interval`` seconds. The allocator keeps freed memory, so a resident peak depends on what the process did before;
-    ``tensors`` does not.
+    Yields a :class:`PeakMemory`, filled in when the block ends. What the system does not report is sampled every
+    ``interval`` seconds. A resident peak depends on what the process freed before; ``tensors`` does not.
 
     Source: ``VmHWM`` and ``RssAnon`` of ``/proc/self/status``, reset through ``/proc/self/clear_refs``.
     """
@@ -104,6 +103,5 @@ def _resident() -> tuple[int, int | None]:
 
 def _status(key: str) -> int | None:
     """Return one figure of ``/proc/self/status`` in bytes, or None if there is no such file."""
-    path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.exists() else ()
+    lines = path.read_text().splitlines() if (path := Path("/proc/self/status")).exists() else ()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)

@@ -12,10 +12,9 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """The bytes of a model's parameters and buffers.
+    """The bytes of a model's parameters and buffers, by dtype, and the count of its ``weights``.
 
-    ``by_dtype`` maps dtype names to bytes. ``weights`` counts the numbers that the parameters stand for: a byte with two
-    4-bit weights counts as two. Scales and other buffers add bytes and no weights.
+    A byte with two 4-bit weights counts as two weights. Scales and other buffers add bytes and no weights.
     """
 
     by_dtype: dict[str, int]

@@ -8,8 +8,8 @@ from torch import nn
 from modelopt_nb.config.config import ModelOptConfig
 from modelopt_nb.config.quant_types import split_quant_type
 from modelopt_nb.packing.input_amax import run_forward_loop
-from modelopt_nb.packing.plan import Plan, plan
-from modelopt_nb.upstream.quantizers import collect_amax, has_channel_scales, run_calibration, why_not_rounded
+from modelopt_nb.packing.plan import Plan
+from modelopt_nb.upstream.quantizers import collect_amax, has_channel_scales, run_calibration
 
 ForwardLoop = Callable[[nn.Module], None]
 #: Algorithms that scale the input channels of layers.
@@ -18,32 +18,21 @@ SCALE_CHANNELS = ("smoothquant", "awq_lite", "svdquant")
 NEED_LOOP = (*SCALE_CHANNELS, "awq_clip", "awq_full", "gptq", "local_hessian")
 
 
-def check_config(model: nn.Module, config: ModelOptConfig) -> None:
-    """Raise TypeError or ValueError if ``config`` cannot quantize ``model``, or packs it and cannot run on its device."""
-    entries = plan(model, config).entries
-    check_algorithm(config, config.forward_loop)
-    device = next(model.parameters()).device
-    inputs = [e["cfg"] for e in entries if "cfg" in e and e["quantizer_name"].endswith("input_quantizer")]
-    if why := next(filter(None, (why_not_rounded(cfg, device) for cfg in inputs)), ""):
-        wrong = f"quant_type={config.quant_type!r} has activations that cannot be rounded on {device}: {why}"
-        raise ValueError(f"{wrong} Allowed here: activations in FP8 or INT8, or weights alone")
-
-
 def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
     """Raise ValueError if the algorithm of ``config`` needs a forward loop, or other types or scales."""
     method, inputs, weights = config.algorithm["method"], config.input_cfg, split_quant_type(config.quant_type)[0].name
     if loop is None and method in NEED_LOOP:
         raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
     if method == "smoothquant" and not (inputs and inputs["num_bits"] == 8 and weights == "INT8"):
+        given = f"quant_type={config.quant_type!r}, weight_only={config.weight_only}"
         raise ValueError(
-            "algorithm='smoothquant' moves outliers from INT8 activations to INT8 weights, in ModelOpt, and quant_type="
-            f"{config.quant_type!r}, weight_only={config.weight_only} is not that. Allowed: 'INT8' with weight_only=False"
+            f"algorithm={method!r} needs INT8 weights and activations, not {given}. Allowed: 'INT8' with weight_only=False"
         )
     blocks = (inputs or {}).get("block_sizes")
     if method in NEED_LOOP and blocks and "scale_bits" not in blocks:
+        allowed = "activation_scale='static tensor', 'dynamic tensor' or 'static channel'"
         raise ValueError(
-            f"algorithm={method!r} scales the channels of activations, which cannot have a scale per token too. Allowed "
-            "with it: activation_scale='static tensor', 'dynamic tensor' or 'static channel'"
+            f"algorithm={method!r} scales channels, so activations have no scale per token. Allowed: {allowed}"
         )
     if method == "mse" and weights == "NF4":
         raise ValueError(

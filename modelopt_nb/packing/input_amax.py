@@ -14,13 +14,11 @@ def input_amax(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Collect the amax of the inputs of ``layers`` while the block runs. Max calibration needs nothing else.
 
-    Yields:
-        By layer, for those that were reached: the amax per channel, in the input's dtype, with as many axes as the
-        input; all but the channel axis have length 1.
+    Yields the amax per channel of every layer that was reached, in the input's dtype and with as many axes.
 
     Raises:
         FloatingPointError: NaN or infinity in a layer's input, or in the output of the model or one of its children.
-            ``argument`` names what caused it.
+            The message blames ``argument``.
     """
     found: dict[str, torch.Tensor] = {}
     bad: list[str] = []
@@ -67,10 +65,7 @@ def input_amax(
 def run_forward_loop(
     loop: Callable[[nn.Module], None], model: nn.Module, layers: Iterable[str]
 ) -> dict[str, torch.Tensor]:
-    """Run ``loop`` and return the amax of the inputs of ``layers``. Raises ValueError if it does not reach all of them.
-
-    (ModelOpt would leave those without a scale.) Raises FloatingPointError as :func:`input_amax` does.
-    """
+    """Run ``loop`` and return the :func:`input_amax` of ``layers``. Raises ValueError if it does not reach all of them."""
     layers = list(layers)
     with input_amax(model, layers) as found:
         loop(model)

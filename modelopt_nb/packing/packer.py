@@ -11,15 +11,8 @@ from modelopt_nb.config.config import ModelOptConfig
 from modelopt_nb.packing.calibrate import calibrate, check_algorithm
 from modelopt_nb.packing.plan import plan
 from modelopt_nb.packing.report import Report
+from modelopt_nb.upstream import packed_weights
 from modelopt_nb.upstream.layers import make_linear
-from modelopt_nb.upstream.packed_weights import (
-    LOW_RANK,
-    expect_low_rank,
-    expect_packed,
-    finish_packing,
-    pack_layer,
-    wrap_packed,
-)
 from modelopt_nb.upstream.quantizers import insert_quantizers
 from modelopt_nb.upstream.repairs.atomic_save.manifest import tensor_shapes, verify, verify_tensors
 
@@ -37,8 +30,7 @@ class Packer:
             check_algorithm(config, config.forward_loop)
         self.config, self.model, self.pre_quantized = config, model, pre_quantized
         self.plan = plan(model, config)
-        self.dtypes = {name: model.get_submodule(name).weight.dtype for name in self.plan.layouts}
-        self.expected: dict[str, dict[str, Any]] = {}
+        self.metadata: dict[str, dict[str, Any]] = {}
         for name in self.plan.pointwise:
             make_linear(model, name)
         insert_quantizers(model, self.plan.entries, config.algorithm)
@@ -48,25 +40,22 @@ class Packer:
         layer, _, tensor = name.rpartition(".")
         return tensor == "weight" and layer in self.plan.layouts
 
-    def expect(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Prepare for the tensors of a packed checkpoint."""
+    def expect(self, files: Sequence[Path], names: Sequence[str] = ()) -> None:
+        """Prepare for the tensors of a packed checkpoint, by ``names`` and, in safetensors, by their descriptions."""
         if self.config.algorithm["method"] == "svdquant":
-            expect_low_rank(self.model)
-        for name, layout in self.plan.layouts.items():
-            layer, dtype = self.model.get_submodule(name), self.dtypes[name]
-            if name in self.plan.pointwise:
-                layer.weight = nn.Parameter(layer.weight.flatten(1), requires_grad=False)
-            packed_from = self.config.packed_dtype or str(dtype).removeprefix("torch.")
-            tensors = layout.tensors(tuple(layer.weight.shape), packed_from)
-            self.expected[name] = expect_packed(layer, layout.type.qtensor, tensors, dtype)
+            packed_weights.expect_low_rank(self.model)
+        for x in self.plan.layers:
+            if x.layout is not None:
+                layer: Any = self.model.get_submodule(x.name)
+                layer._parameters["weight"] = nn.Parameter(layer.weight.reshape(x.shape), requires_grad=False)
+                tensors = x.layout.tensors(x.shape, self.config.packed_dtype or x.dtype)
+                metadata = packed_weights.expect_packed(layer, x.layout.type.qtensor, tensors, getattr(torch, x.dtype))
+                self.metadata[x.name] = metadata
+        shapes: Mapping[str, Sequence[int]] = dict.fromkeys(names, ()) | tensor_shapes(files)
         for name, shape in shapes.items():
             owner, _, tensor = name.rpartition(".")
-            if owner.endswith("input_quantizer") or tensor in LOW_RANK:  # what calibration found
+            if owner.endswith("input_quantizer") or tensor in packed_weights.LOW_RANK:  # what calibration found
                 self.model.get_submodule(owner).register_buffer(tensor, torch.empty(tuple(shape), device="meta"))
-
-    def expect_files(self, files: Sequence[Path], names: Sequence[str] = ()) -> None:
-        """Prepare for the tensors in ``files``; ``names`` are those of files that are not safetensors."""
-        self.expect(dict.fromkeys(names, ()) | tensor_shapes(files))
         if names:
             verify_tensors(files, self.model.state_dict(), {f"{name}.weight" for name in self.plan.layouts})
 
@@ -77,17 +66,17 @@ class Packer:
         weight = weight.flatten(1) if name in self.plan.pointwise else weight
         layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         if self.config.forward_loop is None:
-            pack_layer(layer, self.config.algorithm)
+            packed_weights.pack_layer(layer, self.config.algorithm)
 
     def finish(self) -> Report:
         """Calibrate and pack what waited, record the packing on the model, and measure it."""
         _align(self.model)
-        for name, metadata in self.expected.items():
-            wrap_packed(self.model.get_submodule(name), metadata)
+        for name, metadata in self.metadata.items():
+            packed_weights.wrap_packed(self.model.get_submodule(name), metadata)
         if not self.pre_quantized and self.config.forward_loop is not None:
             calibrate(self.model, self.config, self.plan, self.config.forward_loop)
-        finish_packing(self.model)
-        self.config.packed_dtype = str(next(iter(self.dtypes.values()))).removeprefix("torch.")
+        packed_weights.finish_packing(self.model)
+        self.config.packed_dtype = next(x.dtype for x in self.plan.layers if x.packed)
         return Report.measure(self.model, self.config, self.plan)
 
 

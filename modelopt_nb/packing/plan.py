@@ -20,9 +20,8 @@ Entries = list[dict[str, Any]]
 class LayerPlan:
     """What happens to one layer.
 
-    ``kind`` is the layer's class, ``shape`` the weight's shape as it is packed, ``dtype`` the dense weight's. ``reason`` says
-    why a layer stays dense. ``dense_bytes`` and ``packed_bytes`` are those of its weight, scales included. ``layout`` says
-    how it is packed; ``as_linear`` marks a 1x1 convolution that is packed as a linear layer.
+    ``kind`` is its class, ``shape`` the weight's shape as packed, ``dtype`` the dense weight's, ``reason`` why it stays dense.
+    ``packed_bytes`` include scales; ``as_linear`` marks a 1x1 convolution that is packed as a linear layer.
     """
 
     name: str
@@ -80,11 +79,9 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
     entries = [*config.modelopt_config["quant_cfg"], *_entries_per_layer(model, config, names)]
     layers = [_plan_layer(row, entries, excluded.get(row.name, ""), model.in_float32, config) for row in model.rows]
     if not any(layer.packed for layer in layers):
-        blocks = f"channel_quantize={config.channel_quantize} and block_quantize={config.block_quantize}"
+        what = f"{config.quant_type!r} with channel_quantize={config.channel_quantize} and block_quantize={config.block_quantize}"
         reasons = "; ".join(sorted({layer.reason for layer in layers}))
-        raise ValueError(
-            f"quant_type={config.quant_type!r} with {blocks} would pack no layer of {model.kind}: {reasons}"
-        )
+        raise ValueError(f"quant_type={what} would pack no layer of {model.kind}: {reasons}")
     return Plan(layers, _effective(entries, layers, model))
 
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 class Report:
     """What :func:`modelopt_nb.quantize` did: every quantizable layer, and the model's bytes before and after.
 
-    ``precision`` says what weights and activations are rounded to, such as ``"W8A8 static tensor"``; not what is computed
-    in: a packed layer dequantizes its weight and multiplies in the model's dtype, unless ModelOpt has a low-precision
-    product for that layer on CUDA.
+    ``precision`` says what weights and activations are rounded to, such as ``"W8A8 static tensor"``. A packed layer still
+    multiplies in the model's dtype, unless ModelOpt has a low-precision product for it on CUDA.
     """
 
     quant_type: str

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from modelopt.torch.quantization.nn import QuantModule, QuantModuleRegistry
@@ -12,10 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: its name, its class (``kind``), and the shape, dtype and bytes of its weight.
-
-    ``classes`` are the names that a ``parent_class`` of ModelOpt's configuration can match, such as ``nn.Conv2d``.
-    """
+    """One layer: name, class (``kind``), its weight, and the names in ``torch.nn`` of its ``classes``."""
 
     name: str
     kind: str
@@ -30,10 +27,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ModelRows:
-    """What a plan needs to know about a model: its class (``kind``), its layers, and the names of all ``modules``.
-
-    ModelOpt quantizes ``weightless`` modules too; the model's class keeps names with a part in ``in_float32`` in float32.
-    """
+    """A model for a plan. ``weightless`` modules have quantizers too; ``in_float32`` names parts that stay in float32."""
 
     kind: str
     rows: tuple[LayerRow, ...]
@@ -43,8 +37,11 @@ class ModelRows:
 
 
 def describe_layers(model: nn.Module) -> ModelRows:
-    """Describe the layers of ``model``. Works on the meta device; reads no weight."""
-    layers, modules = quantizable_layers(model), dict(model.named_modules())
+    """Describe the linear layers and convolutions that ModelOpt can pack. Works on the meta device; reads no weight."""
+    modules = dict(model.named_modules())
+    layers = {n: m for n, m in modules.items() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
+    layers = {n: m for n, m in layers.items() if isinstance(m, QuantModule) or type(m) in QuantModuleRegistry}
+    layers = {n: m for n, m in layers.items() if m._parameters.get("weight") is not None}
     weightless = (name for name, m in modules.items() if name not in layers and type(m) in QuantModuleRegistry)
     in_float32 = frozenset(getattr(model, "_keep_in_fp32_modules", None) or ())
     rows = tuple(_row(name, layer) for name, layer in layers.items())
@@ -64,13 +61,6 @@ def _row(name: str, layer: nn.Module) -> LayerRow:
         is_pointwise=is_pointwise(layer),
         is_packed=is_packed(layer),
     )
-
-
-def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """List the linear layers and convolutions whose weights ModelOpt can pack, by name; packed ones too."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
-    known = {n: m for n, m in layers.items() if isinstance(m, QuantModule) or type(m) in QuantModuleRegistry}
-    return {n: m for n, m in known.items() if m._parameters.get("weight") is not None}
 
 
 def is_packed(module: nn.Module) -> bool:
@@ -102,14 +92,14 @@ def _channels_second(module: nn.Module, args: tuple[torch.Tensor, ...], output: 
 def make_linear(model: nn.Module, name: str, wrap: bool = False) -> None:
     """Replace a pointwise convolution by a linear layer with the same weight, bias, inputs and outputs.
 
-    Hooks move the channels, so ModelOpt sees an ordinary linear layer. A weight on the meta device keeps the convolution's
-    shape until it arrives. With ``wrap`` the hooks are on a container, for callers that hook the linear layer itself.
+    Hooks move the channels; with ``wrap`` they are on a container. A meta weight keeps its shape until it arrives.
     """
     convolution = model.get_submodule(name)
     assert isinstance(convolution, nn.modules.conv._ConvNd)
     linear = nn.Linear(convolution.in_channels, convolution.out_channels, device="meta")
     weight = convolution.weight if convolution.weight.is_meta else nn.Parameter(convolution.weight.detach().flatten(1))
-    linear.weight, linear.bias = weight.requires_grad_(convolution.weight.requires_grad), convolution.bias
+    linear.weight = weight.requires_grad_(convolution.weight.requires_grad)
+    linear.bias = cast("nn.Parameter", convolution.bias)
     module = nn.Sequential(linear) if wrap else linear
     module.register_forward_pre_hook(_channels_last)
     module.register_forward_hook(_channels_second)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import modelopt.torch.quantization as mtq
 import torch
@@ -51,8 +51,7 @@ def finish_packing(model: nn.Module) -> None:
 def _drop_packed_amax(model: nn.Module) -> None:
     """Delete the amax buffers of packed weights, and those that q, k and v of an attention share.
 
-    Packing turns each amax into a scale and keeps both, though reading a packed weight uses the scale alone: with one
-    float32 per block that is up to a bit a weight. ModelOpt 0.47.0 and earlier; not reported upstream.
+    A packed weight is read by its scale alone. ModelOpt 0.47.0 and earlier keep both; not reported upstream.
     """
     for module in list(model.modules()):
         if hasattr(module, "_shared_quant_states") and has_packed_layers(module):
@@ -71,10 +70,9 @@ def expect_low_rank(model: nn.Module) -> None:
 def expect_packed(
     layer: nn.Module, qtensor_class: str, tensors: Mapping[str, tuple[tuple[int, ...], str]], dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Prepare a quantized layer on the meta device for the tensors of a packed weight to arrive.
+    """Prepare a layer on the meta device for packed ``tensors`` to arrive: shape and dtype of weight and buffers.
 
-    ``tensors`` gives shape and dtype of ``weight`` and of the quantizer's buffers; ``dtype`` is what the weight will be
-    dequantized to. Returns the metadata for :func:`wrap_packed`.
+    The weight will be dequantized to ``dtype``. Returns the metadata for :func:`wrap_packed`.
     """
     metadata = {"qtensor_class": getattr(qtensor, qtensor_class), "shape": layer.weight.shape, "dtype": dtype}
     quantizer: Any = layer.weight_quantizer
@@ -88,9 +86,9 @@ def expect_packed(
     return metadata
 
 
-def wrap_packed(layer: nn.Module, metadata: dict[str, Any]) -> None:
+def wrap_packed(layer: Any, metadata: dict[str, Any]) -> None:
     """Turn the plain tensor that arrived as a layer's weight into a packed weight."""
-    layer._parameters["weight"] = qtensor.QTensorWrapper(layer.weight.data, metadata=metadata)
+    layer._parameters["weight"] = cast(Any, qtensor.QTensorWrapper)(layer.weight.data, metadata=metadata)
 
 
 def read_packed(layer: nn.Module) -> torch.Tensor:
@@ -115,11 +113,12 @@ def round_weight(weight: torch.Tensor, cfg: Mapping[str, Any]) -> torch.Tensor:
 def dequantized(model: nn.Module) -> Iterator[nn.Module]:
     """Hold a packed model's weights dense while the block runs, then packed again.
 
-    Outputs are the same bit for bit, without dequantizing at every call. Quantized activations stay quantized. A layer
-    that quantizes nothing else becomes its plain class meanwhile, since a disabled quantizer costs time.
+    Outputs are the same bit for bit. Quantized activations stay quantized; a layer that quantizes nothing else becomes its
+    plain class meanwhile, since a disabled quantizer costs time.
     """
     with contextlib.ExitStack() as stack:
-        for module in [m for m in model.modules() if isinstance(m, QuantModule)]:
+        modules: list[Any] = [m for m in model.modules() if isinstance(m, QuantModule)]
+        for module in modules:
             if is_packed(module):
                 dense, packed = read_packed(module), module._parameters.pop("weight")
                 stack.callback(_pack_again, module, packed)

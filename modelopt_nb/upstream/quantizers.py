@@ -25,7 +25,8 @@ def algorithm_dict(algorithm: str | Mapping[str, Any], arguments: Mapping[str, A
     if not isinstance(algorithm, (str, Mapping)) or (isinstance(algorithm, Mapping) and "method" not in algorithm):
         raise ValueError(f"algorithm={algorithm!r} is not one. Allowed: a name such as 'max', or a dict with 'method'")
     chosen = ({"method": algorithm} if isinstance(algorithm, str) else dict(algorithm)) | dict(arguments)
-    known, classes = {}, [config.QuantizeAlgorithmConfig]
+    known: dict[Any, Any] = {}
+    classes: list[Any] = [config.QuantizeAlgorithmConfig]
     while classes:
         cls = classes.pop()
         classes += cls.__subclasses__()
@@ -49,18 +50,6 @@ def insert_quantizers(model: nn.Module, entries: list[dict[str, Any]], algorithm
     """Replace the layers of ``model`` by quantized ones, without calibration. Weights may be on the meta device."""
     with quiet():
         mto.apply_mode(model, mode=[("quantize", {"quant_cfg": entries, "algorithm": algorithm})])
-
-
-def why_not_rounded(cfg: Mapping[str, Any], device: torch.device) -> str:
-    """Try to round activations as ``cfg`` says on ``device``; return ModelOpt's error, or "" if it works."""
-    try:
-        if (cfg.get("block_sizes") or {}).get("scale_bits"):
-            with quiet():
-                quantizer = TensorQuantizer(config.QuantizerAttributeConfig(**cfg), amax=torch.ones(())).to(device)
-                quantizer(torch.ones(1, 256, device=device))
-    except Exception as error:  # whatever it is, it is the answer
-        return str(error)
-    return ""
 
 
 def run_calibration(

@@ -10,11 +10,10 @@ from torch import nn
 @contextlib.contextmanager
 def rollback_on_error(model: nn.Module) -> Iterator[None]:
     """Restore the modules, weights and hooks of ``model`` if the block raises; not weights that were changed in place."""
-
-    def copied(state: dict) -> dict:
-        return {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in state.items()}
-
-    before = [(module, module.__class__, copied(vars(module))) for module in model.modules()]
+    before = [
+        (m, m.__class__, {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in vars(m).items()})
+        for m in model.modules()
+    ]
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
     try:
         yield

@@ -18,10 +18,9 @@ def auto_quantize_scores(
     model: nn.Module, quant_cfg: list[dict[str, Any]], layers: Mapping[str, bool], disabled: list[str],
     batches: Sequence[Any], loss: Callable[[Any, Any], torch.Tensor], forward: Callable[[nn.Module, Any], Any],
 ) -> dict[str, float]:  # fmt: skip
-    """Score layers by the sum over ``batches`` of squared output change times squared gradient of ``loss``.
+    """Score layers of a copy of ``model``: over ``batches``, squared output change times squared gradient of ``loss``.
 
-    On a copy of a dense ``model``. ``layers`` says for each layer whether it is a convolution that counts as linear;
-    ``disabled`` names those to leave out. ``forward`` gets the model and a batch, ``loss`` its output and the batch.
+    ``layers`` says for each whether it is a convolution that counts as linear; ``disabled`` names those to leave out.
 
     Source: ``modelopt.torch.quantization.auto_quantize``, method "gradient".
     """

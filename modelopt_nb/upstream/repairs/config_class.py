@@ -30,7 +30,7 @@ class ConfigClass(Repair):
     def needed(self) -> bool:
         import logging
 
-        from diffusers import NVIDIAModelOptConfig
+        from diffusers.quantizers.quantization_config import NVIDIAModelOptConfig
 
         log = logging.getLogger("diffusers.quantizers.quantization_config")
         before, log.disabled = log.disabled, True

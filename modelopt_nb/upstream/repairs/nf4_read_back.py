@@ -39,7 +39,7 @@ class Nf4ReadBack(Repair):
         original = NF4QTensor.dequantize
 
         @functools.wraps(original)
-        def dequantize(self: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> torch.Tensor:
+        def dequantize(self: Any, dtype: Any = None, **kwargs: Any) -> torch.Tensor:
             # divide here, row by row; upstream then divides by one
             scale, double = kwargs["scale"], kwargs["double_scale"]
             rows = scale.reshape(double.numel(), -1) / double.reshape(-1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 
@@ -34,7 +34,7 @@ class PackedDtype(Repair):
 
         stored = vars(torch._C.TensorBase)["dtype"]
 
-        def dtype(self: QTensorWrapper) -> torch.dtype:
+        def dtype(self: Any) -> torch.dtype:
             return self.metadata["dtype"] if hasattr(self, "metadata") else stored.__get__(self)
 
         return [(QTensorWrapper, "dtype", property(dtype))]

@@ -27,6 +27,7 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     """
 
     packer_class: ClassVar[Any] = None
+    quantization_config: Any
     report: Any = None
 
     @property
@@ -45,22 +46,22 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         return state_dict, METADATA
 
-    def update_torch_dtype(self, torch_dtype: torch.dtype | None = None) -> torch.dtype:
+    def update_torch_dtype(self, torch_dtype: Any = None) -> torch.dtype:
         saved = self.quantization_config.packed_dtype
         if torch_dtype is None and self.pre_quantized and saved:
             torch_dtype = getattr(torch, saved)
-        return super().update_torch_dtype(torch_dtype)  # ty: ignore[invalid-argument-type]
+        return super().update_torch_dtype(torch_dtype)
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         self._checkpoint = loaded_keys, [Path(f) for f in checkpoint_files]
         return loaded_keys
 
-    def _process_model_before_weight_loading(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def _process_model_before_weight_loading(self, model: Any, *args: Any, **kwargs: Any) -> None:
         names, files = getattr(self, "_checkpoint", ([], []))
         self.packer = self.packer_class(self.quantization_config, model, files, self.pre_quantized)
         model.config.quantization_config = self.quantization_config
         if self.pre_quantized:
-            self.packer.expect_files(files, names)
+            self.packer.expect(files, names)
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Any, param_name: str, *args: Any, **kwargs: Any

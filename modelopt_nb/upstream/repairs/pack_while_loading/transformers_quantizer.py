@@ -15,6 +15,7 @@ class TransformersQuantizer(HfQuantizer):
     """A quantizer for ModelOpt, which Transformers does not have, with a ``packer_class`` that packs."""
 
     packer_class: ClassVar[Any] = None
+    quantization_config: Any
     report: Any = None
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -27,7 +28,7 @@ class TransformersQuantizer(HfQuantizer):
         files = [Path(f) for f in checkpoint_files or ()]
         self.packer = self.packer_class(self.quantization_config, model, files, self.pre_quantized)
         if self.pre_quantized:
-            self.packer.expect_files(files)
+            self.packer.expect(files)
         return model
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
