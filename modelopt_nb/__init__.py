@@ -1,7 +1,7 @@
 """modelopt_nb: quantize diffusion models with NVIDIA ModelOpt in Jupyter, and see what it does to the images.
 
-The helper: ``config`` (what you can ask for), ``packing`` (done to the model), ``memory`` (what it costs), ``checkpoints``
-(kept on disk), ``upstream`` (how ModelOpt takes it) and ``verbs``. The laboratory, ``lab``, is what the notebooks stand on.
+The helper: ``config`` (what you can ask for), ``packing`` (done to the model), ``memory`` (what it costs), ``upstream``
+(how ModelOpt takes it, and repairs) and ``verbs``. The laboratory, ``lab``, is what the notebooks stand on.
 """
 
 import lazy_loader

@@ -40,8 +40,8 @@ def repair_states() -> dict[str, str]:
 def enable() -> None:
     """Switch on every repair that the installed releases of ModelOpt and Diffusers need.
 
-    Afterwards ``NVIDIAModelOptConfig(...)`` and ``from_pretrained(..., quantization_config=...)`` work, and packed models
-    are saved atomically. Calling it again changes nothing. :func:`modelopt_nb.doctor` lists the repairs.
+    Afterwards ``NVIDIAModelOptConfig(...)`` and ``from_pretrained(..., quantization_config=...)`` work, and packed
+    models are saved atomically. Calling it again changes nothing. :func:`modelopt_nb.doctor` lists the repairs.
     """
     with quiet():
         for repair in all_repairs():
@@ -57,8 +57,8 @@ def quantize(
     Args:
         model: Any model with linear layers or convolutions, on CPU or CUDA, in any float dtype.
         config: From :func:`modelopt_nb.make_config`.
-        forward_loop: Called with the model to calibrate; ``config.forward_loop`` if None. Once, on the still dense model,
-            for max calibration; as often as the algorithm needs it otherwise.
+        forward_loop: Called with the model to calibrate; ``config.forward_loop`` if None. For max calibration once, on
+            the still dense model; as often as the algorithm needs it otherwise.
 
     Raises:
         TypeError, ValueError: As :func:`plan` does, or an algorithm without what it needs. No weight has changed.

@@ -4,7 +4,7 @@ from typing import Any
 
 from modelopt_nb.config.quant_types import QUANT_TYPES, QuantType
 
-#: How activations can be scaled, and the ``cfg`` of that: for linear layers, and for convolutions (channels are axis 1).
+#: How activations can be scaled: the ``cfg`` of that for linear layers, and for convolutions (channels are axis 1).
 #: Static scales are found by calibration, dynamic ones from each input; a token is a row of a linear layer's input.
 ACTIVATION_SCALES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "static tensor": ({}, {}),

@@ -20,14 +20,14 @@ class ModelOptConfig(NVIDIAModelOptConfig):
     """Configure quantization by quant type or scheme name. The attributes hold the axes and sizes that were filled in.
 
     FP8 and INT8 have one scale per tensor by default; INT4 has blocks of 128, NF4 blocks of 64 whose scales are int8 in
-    blocks of 256, NVFP4 blocks of 16 with float8 scales. (A 4-bit type needs blocks, so "weight only" is its default block.)
+    blocks of 256, NVFP4 blocks of 16 with float8 scales. (4-bit types need blocks, also as "weight only".)
 
     Args:
         quant_type: ``FP8, INT8, INT4, NF4, NVFP4``; two joined by ``_``: weights, then activations; or a name in
             :data:`SCHEMES` such as ``"INT8 channel"``.
-        modules_to_not_convert: Layers to leave dense: whole names of modules, which include all that is in them; parts of
-            names; or shell-style patterns. Also what :func:`modelopt_nb.select` returns.
-        weight_only: False quantizes the inputs of packed layers too, in the weights' type unless ``quant_type`` names one.
+        modules_to_not_convert: Layers to leave dense: names of modules, which include all in them; parts of names; or
+            shell-style patterns. Also what :func:`modelopt_nb.select` returns.
+        weight_only: False quantizes the inputs of packed layers too, in the weights' type or the one in ``quant_type``.
         channel_quantize: Channel axis: 0 for one scale per output channel; with blocks, the axis that they run along.
         block_quantize: Block size, in weights. Needs ``channel_quantize``.
         scale_channel_quantize, scale_block_quantize: Axis (-1) and size of the scales' own blocks. NF4 only.
@@ -37,11 +37,11 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         disable_conv_quantization: Leave every convolution dense.
         pointwise_as_linear: Pack 1x1 convolutions as the linear layers that they are, and stay in the packed model: in
             blocks too, and whatever ``disable_conv_quantization`` says.
-        per_layer: Names or patterns of layers by scheme, such as ``{"INT8 channel": ["attn1"]}``. They override ModelOpt's
-            default exclusions; ``modules_to_not_convert`` overrides them.
-        activation_scale: A name in :data:`ACTIVATION_SCALES`; by default ``"static tensor"``, or ``"dynamic token"`` where
-            weights are scaled per channel or block, as Diffusers has it.
-        activation_calibrator: Find a static scale by ``"max"``, or by ``"percentile"``, ``"entropy"``, ``"mse"`` of a histogram.
+        per_layer: Patterns of layers by scheme, such as ``{"INT8 channel": ["attn1"]}``. They override ModelOpt's own
+            exclusions; ``modules_to_not_convert`` overrides them.
+        activation_scale: A name in :data:`ACTIVATION_SCALES`; by default as in Diffusers ``"static tensor"``, or
+            ``"dynamic token"`` where weights are scaled per channel or block.
+        activation_calibrator: Find static scales by ``"max"``, or by ``"percentile", "entropy", "mse"`` of a histogram.
         percentile: Share of the histogram that the scale covers, in percent.
         packed_dtype: Dtype of the weights before they were packed. Set by saving.
         arguments: Further arguments of the algorithm, such as ``alpha`` of ``smoothquant``.
@@ -54,12 +54,13 @@ class ModelOptConfig(NVIDIAModelOptConfig):
 
     def __init__(
         self, quant_type: str, modules_to_not_convert: Patterns | None = None, weight_only: bool | None = None,
-        channel_quantize: int | None = None, block_quantize: int | None = None, scale_channel_quantize: int | None = None,
-        scale_block_quantize: int | None = None, algorithm: str | Mapping[str, Any] = "max",
-        forward_loop: Callable[[nn.Module], None] | None = None, modelopt_config: Mapping[str, Any] | None = None,
-        disable_conv_quantization: bool = False, *, pointwise_as_linear: bool = False,
-        per_layer: Mapping[str, Patterns] | None = None, activation_scale: str | None = None,
-        activation_calibrator: str = "max", percentile: float = 99.9, packed_dtype: str | None = None, **arguments: Any,
+        channel_quantize: int | None = None, block_quantize: int | None = None,
+        scale_channel_quantize: int | None = None, scale_block_quantize: int | None = None,
+        algorithm: str | Mapping[str, Any] = "max", forward_loop: Callable[[nn.Module], None] | None = None,
+        modelopt_config: Mapping[str, Any] | None = None, disable_conv_quantization: bool = False, *,
+        pointwise_as_linear: bool = False, per_layer: Mapping[str, Patterns] | None = None,
+        activation_scale: str | None = None, activation_calibrator: str = "max", percentile: float = 99.9,
+        packed_dtype: str | None = None, **arguments: Any,
     ) -> None:  # fmt: skip
         blocks = Blocks(channel_quantize, block_quantize, scale_channel_quantize, scale_block_quantize)
         if isinstance(quant_type, str) and " " in quant_type:

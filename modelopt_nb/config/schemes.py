@@ -42,7 +42,7 @@ class Blocks:
 
     def _check(self, weights: QuantType) -> None:
         block, scale_block = self.block_quantize, self.scale_block_quantize
-        for name, value in (("block_quantize", block), ("scale_block_quantize", scale_block)):
+        for name, value in {"block_quantize": block, "scale_block_quantize": scale_block}.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
                 raise ValueError(f"{name}={value!r} is not a block size. Allowed: a whole number of 2 or more, or None")
         axes = {"channel_quantize": (-1,) if weights.needs_block else (0, 1, -1), "scale_channel_quantize": (-1,)}

@@ -28,7 +28,7 @@ class WeightLayout:
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any]) -> "WeightLayout":
-        """Read the ``cfg`` of a ModelOpt weight quantizer. Raises ValueError for a format without a row, or 2-D blocks."""
+        """Read the ``cfg`` of a ModelOpt weight quantizer. Raises ValueError for other formats and 2-D blocks."""
         attributes = cfg if isinstance(cfg, Mapping) else {"num_bits": None}
         blocks = attributes.get("block_sizes") or {}
         axes = [axis for axis in blocks if isinstance(axis, int)]
@@ -42,7 +42,7 @@ class WeightLayout:
         return cls(types[0], attributes.get("axis"), block, block_axis, scale_block, attributes)
 
     def tensors(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return shape and dtype of ``weight`` and of the quantizer's buffers, for a weight of ``shape`` and ``dtype``."""
+        """Return shape and dtype of ``weight`` and the quantizer's buffers, for a weight of ``shape`` and ``dtype``."""
         stored = shape if self.type.bits == 8 else (*shape[:-1], shape[-1] // 2)
         weight = ((math.prod(stored),) if self.type.flat else stored, self.type.stored)
         scales = {name: (self._shape(rule, shape), kind or dtype) for name, rule, kind in self.type.scales}

@@ -26,7 +26,7 @@ def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
     if method == "smoothquant" and not (inputs and inputs["num_bits"] == 8 and weights == "INT8"):
         given = f"quant_type={config.quant_type!r}, weight_only={config.weight_only}"
         raise ValueError(
-            f"algorithm={method!r} needs INT8 weights and activations, not {given}. Allowed: 'INT8' with weight_only=False"
+            f"algorithm={method!r} is for INT8 weights and activations, not {given}. Allowed: 'INT8', weight_only=False"
         )
     blocks = (inputs or {}).get("block_sizes")
     if method in NEED_LOOP and blocks and "scale_bits" not in blocks:

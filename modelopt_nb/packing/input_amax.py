@@ -65,7 +65,7 @@ def input_amax(
 def run_forward_loop(
     loop: Callable[[nn.Module], None], model: nn.Module, layers: Iterable[str]
 ) -> dict[str, torch.Tensor]:
-    """Run ``loop`` and return the :func:`input_amax` of ``layers``. Raises ValueError if it does not reach all of them."""
+    """Run ``loop`` and return the :func:`input_amax` of ``layers``. Raises ValueError if it does not reach them all."""
     layers = list(layers)
     with input_amax(model, layers) as found:
         loop(model)

@@ -1,6 +1,6 @@
 """Pack the layers of a model while its weights arrive, whichever library reads them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,7 @@ class Packer:
                 tensors = x.layout.tensors(x.shape, self.config.packed_dtype or x.dtype)
                 metadata = packed_weights.expect_packed(layer, x.layout.type.qtensor, tensors, getattr(torch, x.dtype))
                 self.metadata[x.name] = metadata
-        shapes: Mapping[str, Sequence[int]] = dict.fromkeys(names, ()) | tensor_shapes(files)
-        for name, shape in shapes.items():
+        for name, shape in (dict.fromkeys(names, ()) | tensor_shapes(files)).items():
             owner, _, tensor = name.rpartition(".")
             if owner.endswith("input_quantizer") or tensor in packed_weights.LOW_RANK:  # what calibration found
                 self.model.get_submodule(owner).register_buffer(tensor, torch.empty(tuple(shape), device="meta"))

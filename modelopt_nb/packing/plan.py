@@ -20,7 +20,7 @@ Entries = list[dict[str, Any]]
 class LayerPlan:
     """What happens to one layer.
 
-    ``kind`` is its class, ``shape`` the weight's shape as packed, ``dtype`` the dense weight's, ``reason`` why it stays dense.
+    ``kind`` is its class, ``shape`` the weight's as packed, ``dtype`` the dense one's, ``reason`` why it stays dense.
     ``packed_bytes`` include scales; ``as_linear`` marks a 1x1 convolution that is packed as a linear layer.
     """
 
@@ -79,9 +79,9 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
     entries = [*config.modelopt_config["quant_cfg"], *_entries_per_layer(model, config, names)]
     layers = [_plan_layer(row, entries, excluded.get(row.name, ""), model.in_float32, config) for row in model.rows]
     if not any(layer.packed for layer in layers):
-        what = f"{config.quant_type!r} with channel_quantize={config.channel_quantize} and block_quantize={config.block_quantize}"
-        reasons = "; ".join(sorted({layer.reason for layer in layers}))
-        raise ValueError(f"quant_type={what} would pack no layer of {model.kind}: {reasons}")
+        blocks = f"channel_quantize={config.channel_quantize} and block_quantize={config.block_quantize}"
+        would = f"quant_type={config.quant_type!r} with {blocks} would pack no layer of {model.kind}"
+        raise ValueError(f"{would}: {'; '.join(sorted({layer.reason for layer in layers}))}")
     return Plan(layers, _effective(entries, layers, model))
 
 
@@ -89,9 +89,9 @@ def _entries_per_layer(model: ModelRows, config: ModelOptConfig, names: Sequence
     """Return the entries of ``config.per_layer``."""
     entries, taken = [], {}
     for scheme, patterns in config.per_layer.items():
-        argument = f"per_layer[{scheme!r}]"
+        which = f"per_layer[{scheme!r}]"
         cfgs = [e for e in ModelOptConfig(scheme).modelopt_config["quant_cfg"] if "cfg" in e]
-        for name in (x for p in patterns for x in matching_layers(model.kind, argument, p, names, model.modules)):
+        for name in (x for p in patterns for x in matching_layers(model.kind, which, p, names, model.modules)):
             if taken.setdefault(name, scheme) != scheme:
                 raise ValueError(f"per_layer names {name} twice: under {taken[name]!r} and under {scheme!r}")
             entries.append({"quantizer_name": f"{name}.input_quantizer", "enable": False})

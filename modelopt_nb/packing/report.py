@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Report:
     """What :func:`modelopt_nb.quantize` did: every quantizable layer, and the model's bytes before and after.
 
-    ``precision`` says what weights and activations are rounded to, such as ``"W8A8 static tensor"``. A packed layer still
+    ``precision`` says what weights and activations are rounded to, such as ``"W8A8 static tensor"``. A packed layer
     multiplies in the model's dtype, unless ModelOpt has a low-precision product for it on CUDA.
     """
 
@@ -43,8 +43,8 @@ class Report:
             dense[stored_dtype(weight)] -= tensor_bytes(weight)
             dense[layer.dtype] += layer.dense_bytes
         before = WeightBytes({dtype: size for dtype, size in dense.items() if size}, after.weights)
-        name = "per layer" if config.per_layer else config.quant_type
-        return cls(name, layers, before, after, _precision(config, plan))
+        quant_type = "per layer" if config.per_layer else config.quant_type
+        return cls(quant_type, layers, before, after, _precision(config, plan))
 
     @property
     def packed(self) -> tuple[LayerPlan, ...]:
@@ -56,9 +56,9 @@ class Report:
         """A row per layer: kind, shape, packed, reason if not, bytes before and after."""
         import pandas as pd
 
-        columns = ["layer", "kind", "shape", "packed", "reason", "bytes before", "bytes after"]
-        rows = [(x.name, x.kind, x.shape, x.packed, x.reason, x.dense_bytes, x.packed_bytes) for x in self.layers]
-        return pd.DataFrame(rows, columns=columns).set_index("layer")
+        fields = {"name": "layer", "dense_bytes": "bytes before", "packed_bytes": "bytes after"}
+        frame = pd.DataFrame([vars(x) for x in self.layers]).rename(columns=fields).set_index("layer")
+        return frame[["kind", "shape", "packed", "reason", "bytes before", "bytes after"]]
 
     @property
     def packed_of_bf16(self) -> float:

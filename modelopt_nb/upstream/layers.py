@@ -27,7 +27,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ModelRows:
-    """A model for a plan. ``weightless`` modules have quantizers too; ``in_float32`` names parts that stay in float32."""
+    """A model for a plan. ``weightless`` modules have quantizers too; ``in_float32`` parts of names stay in float32."""
 
     kind: str
     rows: tuple[LayerRow, ...]

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import modelopt.torch.opt as mto
 import modelopt.torch.quantization as mtq
@@ -21,12 +21,11 @@ def default_exclusions() -> list[dict[str, Any]]:
 
 
 def algorithm_dict(algorithm: str | Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``algorithm`` and its ``arguments`` as ModelOpt's dict. Raises ValueError for what ModelOpt does not have."""
+    """Return ``algorithm`` and its ``arguments`` as ModelOpt's dict. Raises ValueError for what it does not have."""
     if not isinstance(algorithm, (str, Mapping)) or (isinstance(algorithm, Mapping) and "method" not in algorithm):
         raise ValueError(f"algorithm={algorithm!r} is not one. Allowed: a name such as 'max', or a dict with 'method'")
     chosen = ({"method": algorithm} if isinstance(algorithm, str) else dict(algorithm)) | dict(arguments)
-    known: dict[Any, Any] = {}
-    classes: list[Any] = [config.QuantizeAlgorithmConfig]
+    known, classes = {}, [cast(Any, config.QuantizeAlgorithmConfig)]
     while classes:
         cls = classes.pop()
         classes += cls.__subclasses__()

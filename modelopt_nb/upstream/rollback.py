@@ -9,7 +9,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def rollback_on_error(model: nn.Module) -> Iterator[None]:
-    """Restore the modules, weights and hooks of ``model`` if the block raises; not weights that were changed in place."""
+    """Restore the modules, weights and hooks of ``model`` if the block raises; not weights changed in place."""
     before = [
         (m, m.__class__, {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in vars(m).items()})
         for m in model.modules()

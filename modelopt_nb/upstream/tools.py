@@ -21,7 +21,6 @@ def auto_quantize_scores(
     """Score layers of a copy of ``model``: over ``batches``, squared output change times squared gradient of ``loss``.
 
     ``layers`` says for each whether it is a convolution that counts as linear; ``disabled`` names those to leave out.
-
     Source: ``modelopt.torch.quantization.auto_quantize``, method "gradient".
     """
     twin, owner = copy.deepcopy(model), {name: name for name in layers}

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 Patch = tuple[Any, str, Any]  # owner, attribute or key, replacement
+#: In the header of every safetensors file that is saved: a manifest of this format belongs to it.
+METADATA = {"modelopt_nb": "1"}
 _ABSENT = object()
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from modelopt_nb.upstream.repairs.base import METADATA
+
 MANIFEST = "modelopt_nb.json"
-FORMAT = 1
+FORMAT = int(METADATA["modelopt_nb"])
 PACKAGES = ("modelopt-nb", "torch", "diffusers", "nvidia-modelopt", "transformers")
-METADATA = {"modelopt_nb": str(FORMAT)}  # in the header of every safetensors file: it belongs to a manifest
 UNUSED = ("weight_quantizer._amax", "weight_quantizer._global_amax")  # in checkpoints of ModelOpt alone
 
 

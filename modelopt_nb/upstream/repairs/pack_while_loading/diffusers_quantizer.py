@@ -17,7 +17,7 @@ import torch
 from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
 from torch import nn
 
-from modelopt_nb.upstream.repairs.atomic_save.manifest import METADATA
+from modelopt_nb.upstream.repairs.base import METADATA
 
 
 class DiffusersQuantizer(NVIDIAModelOptQuantizer):

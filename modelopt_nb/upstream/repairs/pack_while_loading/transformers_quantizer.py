@@ -8,7 +8,7 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from modelopt_nb.upstream.repairs.atomic_save.manifest import METADATA
+from modelopt_nb.upstream.repairs.base import METADATA
 
 
 class TransformersQuantizer(HfQuantizer):
