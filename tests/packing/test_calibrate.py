@@ -25,9 +25,9 @@ def feed_forward():
 def why_not(scheme: str, kind: str, scale: str, algorithm: str) -> str:
     """Return why a combination does not run on a CPU, or ""."""
     if algorithm == "smoothquant" and not (scheme.startswith("INT8") and kind == "INT8"):
-        return "moves outliers from INT8 activations to INT8 weights"
+        return "algorithm='smoothquant' .*INT8 weights"
     if algorithm in NEED_LOOP and scale == "dynamic token":
-        return "cannot have a scale per token too"
+        return "scale per token"
     if algorithm == "smoothquant" and scale == "dynamic tensor":
         return "changes nothing with"
     if algorithm == "mse" and scheme.startswith("NF4"):
@@ -81,7 +81,7 @@ def test_calibrators_find_smaller_scales_than_the_amax():
         ({"algorithm": "awq_lite"}, "algorithm='awq_lite' needs a forward_loop"),
         (
             {"algorithm": "smoothquant", "forward_loop": print},
-            "algorithm='smoothquant' moves .* quant_type='INT8', weight_only=True",
+            "algorithm='smoothquant' .* quant_type='INT8', weight_only=True",
         ),
     ],
 )

@@ -32,7 +32,7 @@ def test_a_rounded_weight_is_the_packed_one(scheme):
     weights = {name: model.get_submodule(name).weight.detach().clone() for name in planned.layouts}
     quantize(model, make_config(scheme))
     for name, layout in planned.layouts.items():
-        rounded, layer = round_weight(weights[name], layout), model.get_submodule(name)
+        rounded, layer = round_weight(weights[name], layout.cfg), model.get_submodule(name)
         assert rounded.shape == weights[name].shape and rounded.dtype == torch.float16
         assert torch.equal(rounded, layer.weight_quantizer.dequantize(layer.weight))
 

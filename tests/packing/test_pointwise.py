@@ -13,8 +13,8 @@ from modelopt_nb import (
     make_config,
     plan,
     quantize,
+    round_weight,
     weight_bytes,
-    weight_errors,
 )
 from tests.architectures import build, run
 from tests.conftest import ALL_TYPES
@@ -87,12 +87,12 @@ def test_disable_conv_quantization_does_not_mean_them(transformer):
 
 
 @pytest.mark.parametrize("quant_type", ALL_TYPES)
-def test_their_weight_errors_are_those_of_the_packed_layer(quant_type, transformer):
+def test_they_are_rounded_as_linear_weights(quant_type, transformer):
     layer = "transformer_blocks.0.ff.conv_point"
     config = make_config("INT4", pointwise_as_linear=True, per_layer={quant_type: "conv_point"})
-    errors = weight_errors(transformer, config)
-    weight = transformer.get_submodule(layer).weight.detach().flatten(1)
+    planned = next(x for x in plan(transformer, config).layers if x.name == layer)
+    weight = transformer.get_submodule(layer).weight.detach().reshape(planned.shape)
     quantize(transformer, config)
     packed = transformer.get_submodule(layer)
-    change = packed.weight_quantizer.dequantize(packed.weight) - weight
-    assert errors[layer] == pytest.approx((change.norm() / weight.norm()).item(), rel=1e-5)
+    assert planned.layout.type.name == quant_type
+    assert torch.equal(round_weight(weight, planned.layout.cfg), packed.weight_quantizer.dequantize(packed.weight))
