@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from modelopt_nb.config.config import ModelOptConfig
-from modelopt_nb.packing.calibrate import calibrate, check_algorithm, needs_only_amax
+from modelopt_nb.packing.calibrate import SCALE_CHANNELS, calibrate, check_algorithm, needs_only_amax
 from modelopt_nb.packing.input_amax import run_forward_loop
 from modelopt_nb.packing.packer import Packer
 from modelopt_nb.packing.plan import plan
@@ -67,7 +67,7 @@ def quantize(
     enable()
     planned, loop = plan(model, config), forward_loop or config.forward_loop
     check_algorithm(config, loop)
-    with rollback_on_error(model):
+    with rollback_on_error(model, in_place=config.algorithm["method"] in SCALE_CHANNELS):
         for name in planned.pointwise:
             make_linear(model, name)
         only_amax = loop is not None and needs_only_amax(config, planned)

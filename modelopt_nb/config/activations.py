@@ -20,7 +20,7 @@ def activation_entries(
 ) -> list[dict[str, Any]]:
     """Return the ``quant_cfg`` entries of ModelOpt's input quantizers. Raises ValueError for what does not go together.
 
-    Without a ``scale`` as in Diffusers: static per tensor, or dynamic per token if weights are scaled ``per_channel``.
+    Without a ``scale`` as in Diffusers: static per tensor, or dynamic per token if ``channel_quantize`` was asked for.
     """
     if not activations.activations:
         takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.activations)

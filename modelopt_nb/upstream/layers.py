@@ -52,7 +52,7 @@ def _row(name: str, layer: nn.Module) -> LayerRow:
     weight: Any = layer.weight
     return LayerRow(
         name=name,
-        kind=type(layer).__name__.removeprefix("Quant"),
+        kind=type(layer).__name__.removeprefix("RealQuant").removeprefix("Quant"),
         classes=tuple(f"nn.{c.__name__}" for c in type(layer).__mro__ if getattr(nn, c.__name__, None) is c),
         shape=tuple(weight.shape),
         dtype=str(weight.dtype).removeprefix("torch."),

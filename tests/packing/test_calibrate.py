@@ -94,17 +94,6 @@ def test_algorithms_without_what_they_need(transformer, tmp_path, arguments, mes
         type(transformer).from_pretrained(tmp_path, quantization_config=config)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA can round them")
-def test_a_configuration_is_checked_before_any_work(transformer):
-    from modelopt_nb import check_config
-
-    with pytest.raises(ValueError, match="algorithm='awq_lite' needs a forward_loop"):
-        check_config(transformer, make_config("INT4", algorithm="awq_lite"))
-    with pytest.raises(ValueError, match=r"quant_type='NVFP4_NVFP4' has activations that cannot be rounded on cpu: "):
-        check_config(transformer, make_config("NVFP4_NVFP4"))
-    check_config(transformer, make_config("NVFP4_INT8"))
-
-
 def snapshot(model) -> tuple:
     state = {name: value.clone() for name, value in model.state_dict().items()}
     return state, [type(m) for m in model.modules()], [len(m._forward_hooks) for m in model.modules()]

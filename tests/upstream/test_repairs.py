@@ -138,15 +138,7 @@ def test_every_repair_has_a_proof_and_a_story():
         assert repair.broken and repair.versions and repair.issue
 
 
-no_removal = pytest.mark.xfail(
-    reason="deleting __new__ leaves NVIDIAModelOptConfig without arguments: object.__new__() takes exactly one argument",
-    strict=True,
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=no_removal if name == "config-class" else ()) for name in BY_NAME]
-)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_proofs_hold_with_the_repair_and_fail_without(name, monkeypatch):
     enable()
     repair = BY_NAME[name]

@@ -1,7 +1,5 @@
 """What every repair is: a fault of an upstream release, a probe for it, and what replaces what."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 

@@ -1,17 +1,17 @@
 """Pack INT8 and INT4 weights with the scales that calibration found."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from modelopt.torch.quantization.config import QuantizerAttributeConfig
+from modelopt.torch.quantization.nn import TensorQuantizer
+from modelopt.torch.quantization.qtensor import int4_tensor, int8_tensor
 
 from modelopt_nb.upstream.quiet import quiet
 from modelopt_nb.upstream.repairs.base import Patch, Repair
-
-if TYPE_CHECKING:
-    import torch
 
 
 class CalibratedScales(Repair):
@@ -27,10 +27,6 @@ class CalibratedScales(Repair):
     _amax: ContextVar[Any] = ContextVar("calibrated amax", default=None)
 
     def needed(self) -> bool:
-        import torch
-        from modelopt.torch.quantization.config import QuantizerAttributeConfig
-        from modelopt.torch.quantization.nn import TensorQuantizer
-
         weight = torch.tensor([[1.0, -1.0]])
         quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=8), amax=torch.tensor(0.5))
         quantizer._fake_quant = False
@@ -38,9 +34,6 @@ class CalibratedScales(Repair):
             return bool(quantizer.dequantize(quantizer(weight)).max() > 0.6)
 
     def patches(self) -> list[Patch]:
-        from modelopt.torch.quantization.nn import TensorQuantizer
-        from modelopt.torch.quantization.qtensor import int4_tensor, int8_tensor
-
         original = TensorQuantizer._real_quantize
 
         @functools.wraps(original)

@@ -1,17 +1,16 @@
 """Build the kit's configuration where ``NVIDIAModelOptConfig(...)`` is called."""
 
-from __future__ import annotations
+import functools
+import logging
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+from diffusers.quantizers.quantization_config import NVIDIAModelOptConfig
 
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 
-if TYPE_CHECKING:
-    from diffusers import NVIDIAModelOptConfig
-
 
 class ConfigClass(Repair):
-    """Let ``NVIDIAModelOptConfig(...)`` return its subclass ``config_class``, which the installed ModelOpt can use.
+    """Let ``NVIDIAModelOptConfig(...)`` become its subclass ``config_class``, which the installed ModelOpt can use.
 
     The subclass refuses wrong arguments, gives 4-bit types a block, and writes and reads JSON.
     """
@@ -28,10 +27,6 @@ class ConfigClass(Repair):
         self.config_class = config_class
 
     def needed(self) -> bool:
-        import logging
-
-        from diffusers.quantizers.quantization_config import NVIDIAModelOptConfig
-
         log = logging.getLogger("diffusers.quantizers.quantization_config")
         before, log.disabled = log.disabled, True
         try:
@@ -50,9 +45,12 @@ class ConfigClass(Repair):
         return True
 
     def patches(self) -> list[Patch]:
-        from diffusers import NVIDIAModelOptConfig
+        original, config_class = NVIDIAModelOptConfig.__init__, self.config_class
 
-        def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:  # Python then calls __init__ of what is returned
-            return object.__new__(self.config_class if cls is NVIDIAModelOptConfig else cls)
+        @functools.wraps(original)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            if type(self) is NVIDIAModelOptConfig:
+                self.__class__ = config_class
+            self.__init__(*args, **kwargs) if isinstance(self, config_class) else original(self, *args, **kwargs)
 
-        return [(NVIDIAModelOptConfig, "__new__", staticmethod(__new__))]
+        return [(NVIDIAModelOptConfig, "__init__", __init__)]

@@ -1,14 +1,12 @@
 """Keep zeros in FP8."""
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from modelopt.torch.quantization.qtensor import FP8QTensor
 
 from modelopt_nb.upstream.repairs.base import Patch, Repair
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Fp8Zeros(Repair):
@@ -20,16 +18,10 @@ class Fp8Zeros(Repair):
     issue = "not reported upstream; modelopt/torch/quantization/qtensor/fp8_tensor.py, quantize"
 
     def needed(self) -> bool:
-        import torch
-        from modelopt.torch.quantization.qtensor import FP8QTensor
-
         packed, scale = FP8QTensor.quantize(torch.zeros(2, 2))
         return bool(packed.dequantize(scale=scale).isnan().any())
 
     def patches(self) -> list[Patch]:
-        import torch
-        from modelopt.torch.quantization.qtensor import FP8QTensor
-
         original = FP8QTensor.quantize
 
         @functools.wraps(original)

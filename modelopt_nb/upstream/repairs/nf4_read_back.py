@@ -1,14 +1,12 @@
 """Read back NF4 weights of more than one scale block."""
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from modelopt.torch.quantization.qtensor import NF4QTensor
 
 from modelopt_nb.upstream.repairs.base import Patch, Repair
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Nf4ReadBack(Repair):
@@ -20,9 +18,6 @@ class Nf4ReadBack(Repair):
     issue = "not reported upstream; modelopt/torch/quantization/qtensor/nf4_tensor.py, _dequantize_scalers"
 
     def needed(self) -> bool:
-        import torch
-        from modelopt.torch.quantization.qtensor import NF4QTensor
-
         weight = torch.linspace(-1, 1, 64).reshape(2, 32)
         packed, scales = NF4QTensor.quantize(weight, 8, 2)
         scale, double, zeros = NF4QTensor.double_quantization(scales, 2, 8)
@@ -34,8 +29,6 @@ class Nf4ReadBack(Repair):
         return not torch.allclose(read, weight, atol=0.2)
 
     def patches(self) -> list[Patch]:
-        from modelopt.torch.quantization.qtensor import NF4QTensor
-
         original = NF4QTensor.dequantize
 
         @functools.wraps(original)

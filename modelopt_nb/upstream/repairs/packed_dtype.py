@@ -1,13 +1,11 @@
 """Give a packed weight the dtype that it is read as."""
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+import torch
+from modelopt.torch.quantization.qtensor import FP8QTensor, QTensorWrapper
 
 from modelopt_nb.upstream.repairs.base import Patch, Repair
-
-if TYPE_CHECKING:
-    import torch
 
 
 class PackedDtype(Repair):
@@ -23,15 +21,9 @@ class PackedDtype(Repair):
     issue = "not reported upstream; modelopt/torch/quantization/qtensor/base_qtensor.py, QTensorWrapper"
 
     def needed(self) -> bool:
-        import torch
-        from modelopt.torch.quantization.qtensor import FP8QTensor, QTensorWrapper
-
         return QTensorWrapper(FP8QTensor.quantize(torch.ones(2, 2))[0]).dtype != torch.float32
 
     def patches(self) -> list[Patch]:
-        import torch
-        from modelopt.torch.quantization.qtensor import QTensorWrapper
-
         stored = vars(torch._C.TensorBase)["dtype"]
 
         def dtype(self: Any) -> torch.dtype:

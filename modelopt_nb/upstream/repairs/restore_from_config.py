@@ -1,13 +1,15 @@
 """Restore a packed checkpoint from its configuration, not from a pickle."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect
 import json
 from pathlib import Path
 from typing import Any
+
+from diffusers import NVIDIAModelOptConfig
+from modelopt.torch.opt.plugins import diffusers as plugin
+from modelopt.torch.quantization.qtensor import QTensorWrapper
 
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 
@@ -24,14 +26,9 @@ class RestoreFromConfig(Repair):
     issue = "not reported upstream; modelopt/torch/quantization/qtensor/base_qtensor.py, QTensorWrapper.__new__"
 
     def needed(self) -> bool:
-        from modelopt.torch.quantization.qtensor import QTensorWrapper
-
         return "requires_grad" not in inspect.signature(QTensorWrapper.__new__).parameters
 
     def patches(self) -> list[Patch]:
-        from diffusers import NVIDIAModelOptConfig
-        from modelopt.torch.opt.plugins import diffusers as plugin
-
         original = plugin._patch_model_init_for_modelopt
 
         @functools.wraps(original)

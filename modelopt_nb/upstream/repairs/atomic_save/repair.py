@@ -1,12 +1,14 @@
 """Save packed models atomically, and verify them on load."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from torch import nn
 
 from modelopt_nb.upstream.layers import has_packed_layers
 from modelopt_nb.upstream.repairs.atomic_save.atomic_folder import atomic_folder
@@ -14,9 +16,6 @@ from modelopt_nb.upstream.repairs.atomic_save.manifest import verify, write_mani
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 from modelopt_nb.upstream.repairs.pack_while_loading.diffusers_quantizer import DiffusersQuantizer
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import model_classes
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class AtomicSave(Repair):
@@ -33,10 +32,6 @@ class AtomicSave(Repair):
     issue = "not reported upstream; diffusers/models/modeling_utils.py, ModelMixin.save_pretrained"
 
     def needed(self) -> bool:
-        import tempfile
-
-        from diffusers import ConfigMixin, ModelMixin
-
         class Interrupted(ModelMixin, ConfigMixin):
             config_name = "config.json"
 
@@ -49,8 +44,6 @@ class AtomicSave(Repair):
             return any(Path(folder).iterdir())
 
     def patches(self) -> list[Patch]:
-        from diffusers import DiffusionPipeline, ModelMixin
-
         load = vars(ModelMixin)["_load_pretrained_model"].__func__
 
         @functools.wraps(load)
@@ -65,8 +58,6 @@ class AtomicSave(Repair):
 
 
 def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
-    from diffusers import DiffusionPipeline
-
     @functools.wraps(original)
     def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         is_pipeline = isinstance(model, DiffusionPipeline)

@@ -1,9 +1,12 @@
 """Pack each layer as its weight arrives in ``from_pretrained(..., quantization_config=...)``."""
 
-from __future__ import annotations
-
 import importlib.util
 from typing import Any
+
+import modelopt.torch.quantization as mtq
+from diffusers import ModelMixin
+from diffusers.quantizers import auto
+from torch import nn
 
 from modelopt_nb.upstream.layers import is_packed
 from modelopt_nb.upstream.repairs.base import Patch, Repair
@@ -11,8 +14,6 @@ from modelopt_nb.upstream.repairs.base import Patch, Repair
 
 def model_classes() -> list[tuple[type, Any]]:
     """Return the base class of models of each installed library, with the quantizer that packs them."""
-    from diffusers import ModelMixin
-
     from modelopt_nb.upstream.repairs.pack_while_loading.diffusers_quantizer import DiffusersQuantizer
 
     found: list[tuple[type, Any]] = [(ModelMixin, DiffusersQuantizer)]
@@ -43,9 +44,6 @@ class PackWhileLoading(Repair):
             quantizer.packer_class = packer_class
 
     def needed(self) -> bool:
-        import modelopt.torch.quantization as mtq
-        from torch import nn
-
         model = nn.Sequential(nn.Linear(16, 16))
         entries = [{"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8}}]
         mtq.quantize(model, {"quant_cfg": entries, "algorithm": "max"})
@@ -53,8 +51,6 @@ class PackWhileLoading(Repair):
         return not is_packed(model[0])
 
     def patches(self) -> list[Patch]:
-        from diffusers.quantizers import auto
-
         found: list[Patch] = [(auto.AUTO_QUANTIZER_MAPPING, "modelopt", self.quantizers[0])]
         if len(self.quantizers) > 1:
             from transformers.quantizers import auto as transformers_auto
