@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modelopt_nb import dequantized, make_config, quantize, representable_values, weight_errors
+from modelopt_nb import dequantized, make_config, packed_bytes, quantize, representable_values, weight_errors
 
 
 def test_weight_errors_are_those_of_the_packed_model(transformer):

@@ -4,18 +4,23 @@ import tempfile
 
 import pytest
 import torch
-from diffusers import NVIDIAModelOptConfig
+from diffusers import NVIDIAModelOptConfig, SanaTransformer2DModel
 
-from modelopt_nb import make_config, quantize, upstream, weight_bytes
+from modelopt_nb import enable, make_config, quantize, quiet, repair_states, verbs, weight_bytes
+from tests.architectures import build, run
 
-BY_NAME = {repair.name: repair for repair in upstream.REPAIRS}
+BY_NAME = {repair.name: repair for repair in verbs.all_repairs()}
 
 
-def nf4_reads_back():
+def read_packed(layer) -> torch.Tensor:
+    return layer.weight_quantizer.dequantize(layer.weight)
+
+
+def nf4_is_read_back():
     layer = torch.nn.Sequential(torch.nn.Linear(256, 128))
     weight = layer[0].weight.detach().clone()
     quantize(layer, make_config("NF4"))
-    error = (upstream.read_packed(layer[0]) - weight).norm() / weight.norm()
+    error = (read_packed(layer[0]) - weight).norm() / weight.norm()
     assert error < 0.12
 
 
@@ -25,10 +30,10 @@ def fp8_keeps_zeros():
         layer[0].weight[1] = 0
     quantize(layer, make_config("FP8", channel_quantize=0))
     assert layer(torch.ones(1, 32)).isfinite().all()
-    assert (upstream.read_packed(layer[0])[1] == 0).all()
+    assert (read_packed(layer[0])[1] == 0).all()
 
 
-def packing_keeps_what_calibration_found():
+def packing_keeps_calibrated_scales():
     import modelopt.torch.quantization as mtq
 
     for scheme in ("INT8", "INT8 channel", "INT8 block", "INT4 block"):
@@ -37,20 +42,20 @@ def packing_keeps_what_calibration_found():
         weight, config = model[0].weight.detach().clone(), make_config(scheme, algorithm="mse")
         rounded = torch.nn.Sequential(torch.nn.Linear(256, 128))
         rounded.load_state_dict(model.state_dict())
-        with upstream.quiet():
+        with quiet():
             mtq.quantize(rounded, config.modelopt_config)
         expected = rounded[0].weight_quantizer(weight)
         quantize(model, config)
-        torch.testing.assert_close(upstream.read_packed(model[0]), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(read_packed(model[0]), expected, rtol=0, atol=1e-6)
 
 
-def packed_weights_say_what_they_are_read_as():
+def packed_weights_have_the_dtype_they_are_read_as():
     model = torch.nn.Sequential(torch.nn.Linear(32, 4)).half()
     quantize(model, make_config("FP8"))
     assert model[0].weight.dtype == torch.float16
 
 
-def config_is_built_from_a_type():
+def diffusers_configuration_works():
     for quant_type in ("FP8", "INT4"):
         config = NVIDIAModelOptConfig(quant_type=quant_type, quant_method="modelopt")
         assert config.modelopt_config == make_config(quant_type).modelopt_config
@@ -63,16 +68,13 @@ def wrong_types_raise():
         NVIDIAModelOptConfig("FP8", chanel_quantize=0, modelopt_config={"quant_cfg": [1]})
 
 
-def config_becomes_json():
-    config = make_config("NVFP4")
+def configuration_becomes_json():
+    config = NVIDIAModelOptConfig("NVFP4", modelopt_config=make_config("NVFP4").modelopt_config)
     again = NVIDIAModelOptConfig.from_dict(json.loads(json.dumps(config.to_dict(), sort_keys=True)))
     assert again.modelopt_config == config.modelopt_config
 
 
 def loading_packs():
-    from architectures import build, run
-    from diffusers import SanaTransformer2DModel
-
     model, inputs = build("Sana")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -81,9 +83,7 @@ def loading_packs():
         run(loaded, inputs)
 
 
-def packed_folders_load_beside_modelopts_pickle():
-    from architectures import build, run
-    from diffusers import SanaTransformer2DModel
+def packed_folders_load_next_to_modelopts_pickle():
     from modelopt.torch.opt import enable_huggingface_checkpointing
 
     enable_huggingface_checkpointing()
@@ -98,9 +98,6 @@ def packed_folders_load_beside_modelopts_pickle():
 
 
 def an_interrupted_save_leaves_the_old_folder():
-    from architectures import build, run
-    from diffusers import SanaTransformer2DModel
-
     model, inputs = build("Sana")
     other, _ = build("Sana")
     quantize(model, make_config("NVFP4"))
@@ -118,70 +115,62 @@ def an_interrupted_save_leaves_the_old_folder():
         assert os.listdir(folder) == ["packed"]
 
 
+#: Proofs by repair, each with the error that it raises without the repair.
 PROOFS = {
-    "nf4-read-back": (nf4_reads_back, RuntimeError),
-    "fp8-zeros": (fp8_keeps_zeros, AssertionError),
-    "calibrated-scales": (packing_keeps_what_calibration_found, AssertionError),
-    "packed-dtype": (packed_weights_say_what_they_are_read_as, AssertionError),
-    "config-from-type": (config_is_built_from_a_type, TypeError),
-    "no-silent-substitution": (wrong_types_raise, pytest.fail.Exception),
-    "config-as-json": (config_becomes_json, TypeError),
-    "pack-while-loading": (loading_packs, Exception),
-    "save-whole": (an_interrupted_save_leaves_the_old_folder, ValueError),
-    "restore-from-config": (packed_folders_load_beside_modelopts_pickle, Exception),
+    "nf4-read-back": [(nf4_is_read_back, RuntimeError)],
+    "fp8-zeros": [(fp8_keeps_zeros, AssertionError)],
+    "calibrated-scales": [(packing_keeps_calibrated_scales, AssertionError)],
+    "packed-dtype": [(packed_weights_have_the_dtype_they_are_read_as, AssertionError)],
+    "config-class": [
+        (diffusers_configuration_works, TypeError),
+        (wrong_types_raise, pytest.fail.Exception),
+        (configuration_becomes_json, TypeError),
+    ],
+    "pack-while-loading": [(loading_packs, Exception)],
+    "atomic-save": [(an_interrupted_save_leaves_the_old_folder, ValueError)],
+    "restore-from-config": [(packed_folders_load_next_to_modelopts_pickle, Exception)],
 }
 
 
 def test_every_repair_has_a_proof_and_a_story():
-    assert set(PROOFS) == set(BY_NAME)
-    for repair in upstream.REPAIRS:
-        assert repair.broken
-        assert repair.versions
-        assert repair.issue
+    assert set(PROOFS) == set(BY_NAME) == set(repair_states())
+    for repair in verbs.all_repairs():
+        assert repair.broken and repair.versions and repair.issue
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_proof_holds_with_the_repair_and_fails_without(name, monkeypatch):
-    proof, failure = PROOFS[name]
-    upstream.enable()
+def test_proofs_hold_with_the_repair_and_fail_without(name, monkeypatch):
+    enable()
     repair = BY_NAME[name]
     if not repair.applied:
-        pytest.skip(f"upstream has mended {name}")
-    proof()
+        pytest.skip(f"upstream has fixed {name}")
+    for proof, _ in PROOFS[name]:
+        proof()
     repair.remove()
     try:
         assert repair.needed()
-        monkeypatch.setattr(upstream, "REPAIRS", tuple(r for r in upstream.REPAIRS if r is not repair))
-        with pytest.raises(failure):
-            proof()
+        others = tuple(r for r in verbs.all_repairs() if r is not repair)
+        monkeypatch.setattr(verbs, "all_repairs", lambda: others)
+        for proof, failure in PROOFS[name]:
+            with pytest.raises(failure):
+                proof()
     finally:
         monkeypatch.undo()
-        upstream.enable()
+        enable()
     assert repair.applied
-    proof()
+    for proof, _ in PROOFS[name]:
+        proof()
 
 
 def test_a_repair_steps_aside_where_it_is_not_needed(monkeypatch):
     repair = BY_NAME["nf4-read-back"]
-    upstream.enable()
+    enable()
     repair.remove()
+    assert repair_states()["nf4-read-back"] == "needed; call enable()"
     monkeypatch.setattr(type(repair), "needed", lambda self: False)
-    upstream.enable()
+    enable()
     assert not repair.applied
+    assert repair_states()["nf4-read-back"] == "steps aside, upstream works"
     monkeypatch.undo()
-    upstream.enable()
+    enable()
     assert repair.applied
-
-
-def test_applying_twice_changes_nothing():
-    from modelopt.torch.quantization.qtensor import NF4QTensor
-
-    upstream.enable()
-    first = NF4QTensor.dequantize
-    upstream.enable()
-    assert NF4QTensor.dequantize is first
-
-
-def test_no_amax_beside_a_packed_weight(transformer):
-    quantize(transformer, make_config("INT4"))
-    assert not [name for name, _ in transformer.named_buffers() if name.endswith("weight_quantizer._amax")]

@@ -1,11 +1,17 @@
+import json
+
 import pytest
 from diffusers import NVIDIAModelOptConfig
 
-from modelopt_nb import QUANT_TYPES, SCHEMES, enable, make_config
-from modelopt_nb.config import WeightSpec
+from modelopt_nb import ModelOptConfig, enable, make_config
 
 
-def weights_of(config) -> dict:
+@pytest.fixture(autouse=True)
+def enabled():
+    enable()
+
+
+def weight_cfg(config: ModelOptConfig) -> dict:
     (entry,) = [e for e in config.modelopt_config["quant_cfg"] if e["quantizer_name"] == "*weight_quantizer"]
     return entry["cfg"]
 
@@ -21,34 +27,17 @@ def weights_of(config) -> dict:
     ],
 )
 def test_default_scheme(quant_type, cfg):
-    assert weights_of(make_config(quant_type)) == cfg
+    assert weight_cfg(make_config(quant_type)) == cfg
 
 
-def test_defaults_are_modelopts_own():
-    from modelopt.torch.quantization.config import INT4_BLOCKWISE_WEIGHT_ONLY_CFG, _nvfp4_cfg
-
-    int4 = [e["cfg"] for e in INT4_BLOCKWISE_WEIGHT_ONLY_CFG["quant_cfg"] if e.get("cfg")]
-    assert int4[0]["block_sizes"][-1] == QUANT_TYPES["INT4"].block
-    assert _nvfp4_cfg["block_sizes"][-1] == QUANT_TYPES["NVFP4"].block
-    assert tuple(_nvfp4_cfg["block_sizes"]["scale_bits"]) == QUANT_TYPES["NVFP4"].scale_bits
-
-
-@pytest.mark.parametrize("quant_type", [*QUANT_TYPES, "FP8_INT8", "INT4_FP8"])
-def test_valid_on_the_installed_modelopt(quant_type):
-    from modelopt.torch.quantization.config import QuantizeConfig
-
-    QuantizeConfig(**make_config(quant_type).modelopt_config)
-
-
-def test_combined_type_quantizes_activations():
+def test_a_combined_type_quantizes_activations():
     config = make_config("FP8_INT8")
-    (inputs,) = [e for e in config.modelopt_config["quant_cfg"] if e["quantizer_name"] == "*input_quantizer"]
-    assert inputs["cfg"]["num_bits"] == 8
-    assert weights_of(config)["num_bits"] == (4, 3)
+    assert config.input_cfg["num_bits"] == 8
+    assert weight_cfg(config)["num_bits"] == (4, 3)
     assert config.weight_only is False
 
 
-def test_the_callers_list_is_left_alone():
+def test_the_callers_list_is_not_changed():
     names = ["proj_out"]
     make_config("FP8", modules_to_not_convert=names).modules_to_not_convert.append("x")
     assert names == ["proj_out"]
@@ -113,58 +102,65 @@ WRONG = [
     # exclusions
     ({"quant_type": "FP8", "modules_to_not_convert": [3]}, "modules_to_not_convert holds 3"),
     ({"quant_type": "FP8", "modules_to_not_convert": ["a", ""]}, "modules_to_not_convert holds ''"),
+    # schemes per layer
+    ({"quant_type": "NF4", "per_layer": {"INT9": "attn1"}}, "quant_type='INT9' is not known"),
+    ({"quant_type": "NF4", "per_layer": {"INT8": []}}, r"per_layer\['INT8'\] is empty"),
+    ({"quant_type": "NF4", "per_layer": {"INT8": [3]}}, r"per_layer\['INT8'\] holds 3"),
+    # another library's configuration
+    ({"quant_type": "FP8", "quant_method": "gguf"}, "quant_method='gguf' is not 'modelopt'"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), WRONG)
-def test_wrong_input_is_named(arguments, said):
-    with pytest.raises(ValueError, match=said):
-        make_config(**arguments)
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_arguments(arguments, message):
+    for config_class in (make_config, NVIDIAModelOptConfig):
+        with pytest.raises(ValueError, match=message):
+            config_class(**arguments)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [w for w in WRONG if " " not in w[0]["quant_type"]])
-def test_wrong_input_is_named_by_diffusers_own_class_too(arguments, said):
-    enable()
-    with pytest.raises(ValueError, match=said):
-        NVIDIAModelOptConfig(**arguments)
-
-
-def test_further_arguments_reach_the_algorithm():
-    enable()
-    chosen = {"method": "smoothquant", "alpha": 0.7}
-    assert make_config("INT8_INT8", algorithm="smoothquant", alpha=0.7).modelopt_config["algorithm"] == chosen
-    assert make_config("INT8_INT8", algorithm=chosen).modelopt_config["algorithm"] == chosen
-    for config in (
-        NVIDIAModelOptConfig("INT8_INT8", algorithm="smoothquant", alpha=0.7),
-        NVIDIAModelOptConfig("INT8_INT8", algorithm=chosen),
-    ):
-        assert config.modelopt_config["algorithm"] == chosen
-
-
-def test_what_was_filled_in_is_in_the_configuration():
-    enable()
-    for config in (make_config("NF4"), NVIDIAModelOptConfig("NF4")):
-        assert (config.channel_quantize, config.block_quantize) == (-1, 64)
-        assert (config.scale_channel_quantize, config.scale_block_quantize) == (-1, 256)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_short_names_stand_for_their_arguments(scheme):
-    quant_type, arguments = SCHEMES[scheme]
-    assert make_config(scheme).modelopt_config == make_config(quant_type, **arguments).modelopt_config
-
-
-def test_wrong_kinds_of_input():
+def test_arguments_of_the_wrong_class():
     with pytest.raises(TypeError, match="quant_type must be a string"):
         make_config(8)
     with pytest.raises(TypeError, match="forward_loop=3"):
         make_config("FP8", forward_loop=3)
 
 
-def test_packed_bytes_by_hand():
-    shape = (64, 256)
-    spec = {name: WeightSpec.from_cfg(weights_of(make_config(name))) for name in QUANT_TYPES}
-    assert spec["FP8"].packed_bytes(shape) == 64 * 256 + 4
-    assert spec["INT4"].packed_bytes(shape) == 64 * 256 // 2 + 4 * 64 * 2
-    assert spec["NF4"].packed_bytes(shape) == 64 * 256 // 2 + 256 + 4 + 4
-    assert spec["NVFP4"].packed_bytes(shape) == 64 * 256 // 2 + 64 * 16 + 4
+@pytest.mark.parametrize("config_class", [make_config, NVIDIAModelOptConfig])
+def test_further_arguments_reach_the_algorithm(config_class):
+    chosen = {"method": "smoothquant", "alpha": 0.7}
+    assert config_class("INT8_INT8", algorithm="smoothquant", alpha=0.7).algorithm == chosen
+    assert config_class("INT8_INT8", algorithm=chosen).algorithm == chosen
+
+
+@pytest.mark.parametrize("config_class", [make_config, NVIDIAModelOptConfig])
+def test_defaults_are_filled_in(config_class):
+    config = config_class("NF4")
+    assert (config.channel_quantize, config.block_quantize) == (-1, 64)
+    assert (config.scale_channel_quantize, config.scale_block_quantize) == (-1, 256)
+
+
+def test_diffusers_class_makes_this_one():
+    config = NVIDIAModelOptConfig(quant_type="FP8", quant_method="modelopt")
+    assert isinstance(config, ModelOptConfig)
+    assert config.to_dict() == make_config("FP8").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("quant_type", "options"),
+    [
+        ("FP8", {}),
+        ("NF4", {}),
+        ("NVFP4_INT8", {}),
+        ("INT8 block", {}),
+        ("INT8", {"weight_only": False, "algorithm": "smoothquant", "alpha": 0.7}),
+        ("INT8", {"weight_only": False, "activation_calibrator": "entropy", "percentile": 99}),
+        ("INT4", {"per_layer": {"INT8 channel": ["attn1"]}, "pointwise_as_linear": True, "packed_dtype": "float16"}),
+        ("FP8", {"modelopt_config": {"quant_cfg": [{"quantizer_name": "*", "cfg": {"block_sizes": {-1: 32}}}]}}),
+    ],
+)
+def test_json_loses_nothing_but_the_loop(quant_type, options):
+    config = NVIDIAModelOptConfig(quant_type, modules_to_not_convert="proj_out", forward_loop=print, **options)
+    again = NVIDIAModelOptConfig.from_dict(json.loads(json.dumps(config.to_dict(), sort_keys=True)))
+    config.forward_loop = None
+    assert vars(again) == vars(config)
+    assert again.to_dict() == json.loads(config.to_json_string()) == config.to_dict()

@@ -1,0 +1,135 @@
+"""Every scheme, activation and algorithm on one feed-forward; forward loops that fail."""
+
+import copy
+
+import pytest
+import torch
+from diffusers.models.transformers.sana_transformer import GLUMBConv
+
+from modelopt_nb import ACTIVATION_SCALES, NEED_LOOP, SCHEMES, config_code, make_config, quantize
+from modelopt_nb.config.activations import CALIBRATORS
+
+ALGORITHMS = ("max", "mse", "smoothquant", "awq_lite", "svdquant")
+ACTIVATIONS = [("", ""), *((kind, scale) for kind in ("FP8", "INT8") for scale in ACTIVATION_SCALES)]
+
+
+@pytest.fixture(scope="module")
+def feed_forward():
+    """A Sana feed-forward, and inputs with channels that differ in scale."""
+    torch.manual_seed(0)
+    model = GLUMBConv(128, 128, expand_ratio=1).eval().requires_grad_(False)
+    scales = torch.linspace(-2, 2, 128).exp()[torch.randperm(128)].reshape(1, 128, 1, 1)
+    return model, [torch.randn(1, 128, 4, 4) * scales for _ in range(2)]
+
+
+def why_not(scheme: str, kind: str, scale: str, algorithm: str) -> str:
+    """Return why a combination does not run on a CPU, or ""."""
+    if algorithm == "smoothquant" and not (scheme.startswith("INT8") and kind == "INT8"):
+        return "algorithm='smoothquant' .*INT8 weights"
+    if algorithm in NEED_LOOP and scale == "dynamic token":
+        return "scale per token"
+    if algorithm == "smoothquant" and scale == "dynamic tensor":
+        return "changes nothing with"
+    if algorithm == "mse" and scheme.startswith("NF4"):
+        return "changes nothing in NF4"
+    if scheme.startswith("NVFP4") and algorithm in ("mse", "awq_lite", "svdquant"):
+        return "amax must be a CUDA tensor"
+    return ""
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_activation_and_algorithm(feed_forward, scheme, algorithm):
+    dense, inputs = feed_forward
+    quant_type, blocks = SCHEMES[scheme]
+    for kind, scale in ACTIVATIONS:
+        name, options = f"{quant_type}_{kind}" if kind else quant_type, blocks | {"activation_scale": scale or None}
+        config = make_config(name, algorithm=algorithm, pointwise_as_linear=True, **options)
+        passes, model = [], copy.deepcopy(dense)
+
+        def loop(model, passes=passes):
+            passes.append([model(x) for x in inputs])
+
+        if reason := why_not(scheme, kind, scale, algorithm):
+            with pytest.raises((ValueError, AssertionError), match=reason):
+                quantize(model, config, loop)
+            continue
+        report = quantize(model, config, loop)
+        assert report.precision == f"W{4 if '4' in scheme else 8}" + (f"A8 {scale}" if kind else "")
+        assert len(passes) == 1 or algorithm not in ("max", "mse")
+        for x in inputs:
+            assert 0 < (model(x) - dense(x)).norm() / dense(x).norm() < 0.3
+
+
+def test_calibrators_find_smaller_scales_than_the_amax():
+    x, found = torch.randn(64, 128), {}
+    for calibrator in CALIBRATORS:
+        config = make_config("INT8", weight_only=False, activation_calibrator=calibrator, percentile=99)
+        model = torch.nn.Sequential(torch.nn.Linear(128, 8))
+        quantize(model, config, lambda model: model(x))
+        found[calibrator] = model[0].input_quantizer.amax.item()
+        assert "99" in config_code(config)
+    assert found["max"] == pytest.approx(x.abs().max().item())
+    assert all(found[calibrator] < 0.99 * found["max"] for calibrator in CALIBRATORS[1:])
+    assert found["percentile"] == pytest.approx(x.abs().flatten().quantile(0.99).item(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "smoothquant", "weight_only": False}, "algorithm='smoothquant' needs a forward_loop"),
+        ({"algorithm": "awq_lite"}, "algorithm='awq_lite' needs a forward_loop"),
+        (
+            {"algorithm": "smoothquant", "forward_loop": print},
+            "algorithm='smoothquant' .* quant_type='INT8', weight_only=True",
+        ),
+    ],
+)
+def test_algorithms_without_what_they_need(transformer, tmp_path, arguments, message):
+    config = make_config("INT8", **arguments)
+    with pytest.raises(ValueError, match=message):
+        quantize(transformer, config)
+    transformer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        type(transformer).from_pretrained(tmp_path, quantization_config=config)
+
+
+def snapshot(model) -> tuple:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    return state, [type(m) for m in model.modules()], [len(m._forward_hooks) for m in model.modules()]
+
+
+def is_unchanged(model, before: tuple) -> bool:
+    state, *rest = snapshot(model)
+    same = state.keys() == before[0].keys() and all(torch.equal(state[n], value) for n, value in before[0].items())
+    return same and rest == [*before[1:]]
+
+
+BAD_LOOPS = {
+    "does nothing": (lambda model, x: None, ValueError, "did not call the SanaTransformer2DModel"),
+    "runs another model": (
+        lambda model, x: torch.nn.Linear(2, 2)(torch.ones(1, 2)), ValueError, "did not call the SanaTransformer2DModel"
+    ),
+    "runs a part": (
+        lambda model, x: model.caption_projection(x["encoder_hidden_states"]), ValueError, r"never reached .* and \d+ more"
+    ),
+    "raises": (lambda model, x: (model(**x), 1 / 0), ZeroDivisionError, "division by zero"),
+    "has NaN": (
+        lambda model, x: model(**x | {"hidden_states": x["hidden_states"] * float("nan")}),
+        FloatingPointError, "forward_loop: .* gets NaN",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scheme", "algorithm"),
+    [("INT8", "max"), ("INT8", "smoothquant"), ("INT4 block", "awq_lite"), ("INT4 block", "svdquant")],
+)
+def test_bad_loops_leave_the_model_unchanged(transformer, inputs, scheme, algorithm):
+    config = make_config(scheme, weight_only=scheme != "INT8", algorithm=algorithm, pointwise_as_linear=True)
+    before = snapshot(transformer)
+    for name, (loop, error, message) in BAD_LOOPS.items():
+        with pytest.raises(error, match=message):
+            quantize(transformer, config, lambda model, loop=loop: loop(model, inputs))
+        assert is_unchanged(transformer, before), name
+    quantize(transformer, config, lambda model: model(**inputs))  # and it can still be quantized
