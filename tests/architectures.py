@@ -92,11 +92,7 @@ def wan() -> tuple:
     model = diffusers.WanTransformer3DModel(
         in_channels=4, out_channels=4, text_dim=128, freq_dim=128, ffn_dim=256, num_layers=1, **HEADS
     )
-    return model, {
-        "hidden_states": torch.randn(1, 4, 2, 8, 8),
-        "timestep": time(),
-        "encoder_hidden_states": text(),
-    }
+    return model, {"hidden_states": torch.randn(1, 4, 2, 8, 8), "timestep": time(), "encoder_hidden_states": text()}
 
 
 def ltx() -> tuple:
@@ -119,11 +115,7 @@ def cogvideox() -> tuple:
         in_channels=4, out_channels=4, time_embed_dim=128, text_embed_dim=128, num_layers=1, sample_width=8,
         sample_height=8, sample_frames=8, temporal_compression_ratio=4, max_text_seq_length=6, **HEADS,
     )  # fmt: skip
-    return model, {
-        "hidden_states": torch.randn(1, 2, 4, 8, 8),
-        "encoder_hidden_states": text(),
-        "timestep": time(),
-    }
+    return model, {"hidden_states": torch.randn(1, 2, 4, 8, 8), "encoder_hidden_states": text(), "timestep": time()}
 
 
 def stable_audio() -> tuple:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from modelopt_nb.upstream.layers import has_packed_layers
