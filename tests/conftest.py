@@ -12,8 +12,14 @@ CHROMIUM = next(
 )
 
 
+#: The files that take longest, which start first, so that two workers end together.
+LONGEST = ("00_start_here", "07_calibration", "06_layer_exclusion", "test_browser", "09_explorer", "08_save_and_load")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, and say why."""
+    """Start the longest files first. Skip what this machine cannot run, and say why."""
+    ranks = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks) + (item.path.suffix != ".ipynb")))
     missing = {
         "cuda": pytest.mark.skip(reason="needs CUDA") if not torch.cuda.is_available() else None,
         "browser": pytest.mark.skip(reason="needs Chromium: apt-get install chromium") if CHROMIUM is None else None,

@@ -128,11 +128,11 @@ def _fetch(path: Path) -> None:
             hf_hub_download(repo.replace("--", "/"), name, revision=parts[at + 1], cache_dir=cache)
 
 
-def _read(path: Path, reader: Any) -> dict[str, Any]:
-    """Return what ``reader`` reads of a safetensors file."""
+def _read(path: Path, extract: Any) -> dict[str, Any]:
+    """Return what ``extract`` reads of a safetensors file."""
     try:
         with safe_open(path, "pt") as file:
-            return reader(file)
+            return extract(file)
     except SafetensorError as error:
         raise CheckpointError(f"{path} was altered or cut off in its header: {error}") from None
 
@@ -140,11 +140,11 @@ def _read(path: Path, reader: Any) -> dict[str, Any]:
 def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
     """Return shape and bits per element of every tensor; nothing for a file of another kind."""
 
-    def reader(file: Any) -> dict[str, Any]:
+    def extract(file: Any) -> dict[str, Any]:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {n: (tuple(s.get_shape()), int(re.findall(r"\d+", s.get_dtype())[0])) for n, s in slices.items()}
 
-    return _read(path, reader) if path.suffix == ".safetensors" else {}
+    return _read(path, extract) if path.suffix == ".safetensors" else {}
 
 
 def _describe(path: Path) -> dict[str, Any]:
