@@ -1,7 +1,6 @@
-"""modelopt_nb: quantize diffusion models with NVIDIA ModelOpt in Jupyter, and see what it does to the images.
+"""Quantize diffusion models with NVIDIA ModelOpt in Jupyter, and see what it does to the images.
 
-The helper: ``config`` (what you can ask for), ``packing`` (done to the model), ``memory`` (what it costs), ``upstream``
-(how ModelOpt takes it, and repairs) and ``verbs``. The laboratory, ``lab``, is what the notebooks stand on.
+The helper: ``config``, ``packing``, ``memory``, ``upstream``, ``verbs``. The laboratory, for notebooks: ``lab``.
 """
 
 import lazy_loader

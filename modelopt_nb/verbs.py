@@ -24,11 +24,9 @@ from modelopt_nb.upstream.rollback import rollback_on_error
 @functools.cache
 def all_repairs() -> tuple[repairs.Repair, ...]:
     """Return every repair, with the parts of the kit that it puts in place."""
-    return (
-        *(repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.CalibratedScales(), repairs.PackedDtype()),
-        *(repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)),
-        *(repairs.RestoreFromConfig(), repairs.AtomicSave()),
-    )
+    alone = repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.CalibratedScales(), repairs.PackedDtype()
+    with_kit = repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)
+    return (*alone, *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
 
 
 def repair_states() -> dict[str, str]:

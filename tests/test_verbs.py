@@ -61,7 +61,7 @@ def test_enabling_twice_changes_nothing():
     from modelopt.torch.quantization.qtensor import NF4QTensor
 
     def patched() -> tuple:
-        return NF4QTensor.dequantize, auto.AUTO_QUANTIZER_MAPPING["modelopt"], vars(NVIDIAModelOptConfig)["__new__"]
+        return NF4QTensor.dequantize, auto.AUTO_QUANTIZER_MAPPING["modelopt"], vars(NVIDIAModelOptConfig)["__init__"]
 
     enable()
     first = patched()

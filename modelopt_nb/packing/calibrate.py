@@ -35,9 +35,7 @@ def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
             f"algorithm={method!r} scales channels, so activations have no scale per token. Allowed: {allowed}"
         )
     if method == "mse" and weights == "NF4":
-        raise ValueError(
-            "algorithm='mse' changes nothing in NF4, whose packing takes each block's amax. Allowed: 'max'"
-        )
+        raise ValueError("algorithm='mse' changes nothing in NF4, which packs by each block's amax. Allowed: 'max'")
 
 
 def needs_only_amax(config: ModelOptConfig, plan: Plan) -> bool:
