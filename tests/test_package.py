@@ -12,7 +12,7 @@ HEAVY = {"torch", "diffusers", "modelopt", "numpy", "pandas", "matplotlib", "tra
 
 
 def python(code: str) -> str:
-    """Return what a fresh process prints."""
+    """Run ``code`` in a fresh process; return what it prints."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return done.stdout
 

@@ -1,4 +1,4 @@
-"""README.md's map is true, every public name is documented, and no old name or phrase is left."""
+"""README.md's map and tables are true, every public name is documented, and no old name or phrase is left."""
 
 import re
 import subprocess
@@ -72,6 +72,13 @@ def test_every_public_name_is_in_readme_or_documented():
             f"{name} is not in README"
         )
         assert (value.__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def test_every_verb_in_readmes_tables_is_public():
+    """The first column of the tables of verbs; a method, such as ``model.save_pretrained``, has a dot."""
+    cells = re.findall(r"^\| (`[^|]*) \|", README, re.M)
+    verbs = [verb for cell in cells for verb in re.findall(r"`([A-Za-z_]+)(?![\w.])", cell.split(" | ")[0])]
+    assert len(verbs) > 30 and not set(verbs) - set(modelopt_nb.__all__)
 
 
 #: Names that the package no longer has, and phrases that are out, as regular expressions with what to say instead.

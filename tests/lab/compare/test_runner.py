@@ -34,7 +34,7 @@ def comparison(pipeline) -> Comparison:
     return compare(pipeline, ALL_TYPES, PROMPTS, seeds=5, steps=2, progress=False)
 
 
-def test_a_row_a_variant_dense_first(comparison):
+def test_one_row_per_variant_dense_first(comparison):
     frame = comparison.frame
     assert list(frame.index) == ["dense", *ALL_TYPES]
     assert list(frame.columns) == [

@@ -106,7 +106,7 @@ def message(view) -> str:
 
 
 def until(view, words: str, timeout: float = 60) -> None:
-    """Wait for the message to hold ``words``."""
+    """Wait until the message contains ``words``."""
     end = time.monotonic() + timeout
     while words not in message(view):
         assert time.monotonic() < end, message(view)
