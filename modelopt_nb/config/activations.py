@@ -4,7 +4,7 @@ from typing import Any
 
 from modelopt_nb.config.quant_types import QUANT_TYPES, QuantType
 
-#: How activations can be scaled: the ``cfg`` of that for linear layers, and for convolutions (channels are axis 1).
+#: Activation scales by name: the ``cfg`` for linear layers, and for convolutions (channels are axis 1).
 #: Static scales are found by calibration, dynamic ones from each input; a token is a row of a linear layer's input.
 ACTIVATION_SCALES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "static tensor": ({}, {}),
@@ -20,7 +20,7 @@ def activation_entries(
 ) -> list[dict[str, Any]]:
     """Return the ``quant_cfg`` entries of ModelOpt's input quantizers. Raises ValueError for what does not go together.
 
-    Without a ``scale`` as in Diffusers: static per tensor, or dynamic per token if ``channel_quantize`` was asked for.
+    No ``scale`` follows Diffusers: static per tensor, or dynamic per token with ``channel_quantize`` (``per_channel``).
     """
     if not activations.activations:
         takers = ", ".join(t.name for t in QUANT_TYPES.values() if t.activations)

@@ -17,10 +17,10 @@ Patterns = str | Iterable[str]
 
 
 class ModelOptConfig(NVIDIAModelOptConfig):
-    """Configure quantization by quant type or scheme name. The attributes hold the axes and sizes that were filled in.
+    """Configure quantization by quant type or scheme name. Attributes hold the resolved axes and sizes.
 
     FP8 and INT8 have one scale per tensor by default; INT4 has blocks of 128, NF4 blocks of 64 whose scales are int8 in
-    blocks of 256, NVFP4 blocks of 16 with float8 scales. (4-bit types need blocks, also as "weight only".)
+    blocks of 256, NVFP4 blocks of 16 with float8 scales. 4-bit types always need blocks.
 
     Args:
         quant_type: ``FP8, INT8, INT4, NF4, NVFP4``; two joined by ``_``: weights, then activations; or a name in
@@ -35,8 +35,8 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         forward_loop: Called with the model to calibrate activations.
         modelopt_config: ModelOpt's own configuration, instead of the one that the arguments give.
         disable_conv_quantization: Leave every convolution dense.
-        pointwise_as_linear: Pack 1x1 convolutions as the linear layers that they are, and stay in the packed model: in
-            blocks too, and whatever ``disable_conv_quantization`` says.
+        pointwise_as_linear: Replace 1x1 convolutions by linear layers and pack those, in blocks too. The packed model
+            keeps the linear layers; ``disable_conv_quantization`` does not apply to them.
         per_layer: Patterns of layers by scheme, such as ``{"INT8 channel": ["attn1"]}``. They override ModelOpt's own
             exclusions; ``modules_to_not_convert`` overrides them.
         activation_scale: A name in :data:`ACTIVATION_SCALES`; by default as in Diffusers ``"static tensor"``, or

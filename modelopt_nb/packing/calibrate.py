@@ -1,4 +1,4 @@
-"""Check that an algorithm can do its work, and run it."""
+"""Check the requirements of an algorithm, and run it."""
 
 from collections.abc import Callable, Mapping
 

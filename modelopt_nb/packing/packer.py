@@ -68,7 +68,7 @@ class Packer:
             packed_weights.pack_layer(layer, self.config.algorithm)
 
     def finish(self) -> Report:
-        """Calibrate and pack what waited, record the packing on the model, and measure it."""
+        """Calibrate and pack layers that wait for the forward loop, mark the model as packed, and return its report."""
         _align(self.model)
         for name, metadata in self.metadata.items():
             packed_weights.wrap_packed(self.model.get_submodule(name), metadata)

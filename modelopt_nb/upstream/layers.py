@@ -27,7 +27,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ModelRows:
-    """A model for a plan. ``weightless`` modules have quantizers too; ``in_float32`` parts of names stay in float32."""
+    """What a plan needs of a model. ``weightless``: modules with quantizers only; ``in_float32``: names in float32."""
 
     kind: str
     rows: tuple[LayerRow, ...]

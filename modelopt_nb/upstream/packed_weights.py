@@ -111,10 +111,10 @@ def round_weight(weight: torch.Tensor, cfg: Mapping[str, Any]) -> torch.Tensor:
 
 @contextlib.contextmanager
 def dequantized(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold a packed model's weights dense while the block runs, then packed again.
+    """Dequantize a packed model's weights while the block runs; restore the packed ones afterwards.
 
-    Outputs are the same bit for bit. Quantized activations stay quantized; a layer that quantizes nothing else becomes
-    its plain class meanwhile, since a disabled quantizer costs time.
+    Outputs are the same bit for bit. Quantized activations stay quantized. A layer whose activations are not quantized
+    uses its original class meanwhile, which is faster.
     """
     with contextlib.ExitStack() as stack:
         modules: list[Any] = [m for m in model.modules() if isinstance(m, QuantModule)]

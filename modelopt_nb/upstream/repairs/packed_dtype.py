@@ -9,10 +9,10 @@ from modelopt_nb.upstream.repairs.base import Patch, Repair
 
 
 class PackedDtype(Repair):
-    """Answer the dtype that a packed weight is dequantized to, not the one that its bytes are stored in.
+    """Report the dtype that a packed weight is dequantized to, not its storage dtype.
 
     Models ask a weight for its dtype and cast their inputs to it: T5 before its feed-forward output, Wan before its time
-    embedder, and every pipeline through ``model.dtype``. An input cast to float8 fails or is ruined.
+    embedder, and every pipeline through ``model.dtype``. An input cast to float8 raises or loses its precision.
     """
 
     name = "packed-dtype"

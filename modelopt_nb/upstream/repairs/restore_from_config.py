@@ -15,7 +15,7 @@ from modelopt_nb.upstream.repairs.base import Patch, Repair
 
 
 class RestoreFromConfig(Repair):
-    """Leave ``modelopt_state.pth`` alone where config.json says how the checkpoint was packed.
+    """Ignore ``modelopt_state.pth`` if config.json holds a ModelOpt configuration.
 
     ModelOpt's ``enable_huggingface_checkpointing`` would restore that file into the model first.
     """
@@ -33,7 +33,7 @@ class RestoreFromConfig(Repair):
 
         @functools.wraps(original)
         def patch(cls: type, model_path: Any, *args: Any, **kwargs: Any) -> Any:
-            if _says_how_it_was_packed(Path(model_path)):
+            if _has_modelopt_config(Path(model_path)):
                 return contextlib.nullcontext()
             return original(cls, model_path, *args, **kwargs)
 
@@ -44,7 +44,7 @@ class RestoreFromConfig(Repair):
         ]
 
 
-def _says_how_it_was_packed(folder: Path) -> bool:
+def _has_modelopt_config(folder: Path) -> bool:
     try:
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -16,8 +16,8 @@ CHECKPOINT_FILES = ("config.json", "modelopt_nb.json", ".safetensors", ".bin", "
 def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Yield a new folder to write into, which replaces ``folder`` when the block ends without an error.
 
-    A process that is killed leaves the old folder or the new one, and a hidden ``.<name>.saving-...`` next to it that can
-    be deleted. Files of the old folder that belong to no checkpoint, such as a ``README.md``, are kept.
+    If the process is killed, the old or the new folder is complete. A hidden ``.<name>.saving-...`` may remain; delete it.
+    Files of the old folder that belong to no checkpoint, such as a ``README.md``, are kept.
     """
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)

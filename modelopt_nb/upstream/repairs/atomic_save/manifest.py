@@ -37,7 +37,7 @@ def write_manifest(folder: Path, class_name: str) -> None:
 
 
 def verify(files: Sequence[str | os.PathLike], class_name: str) -> None:
-    """Raise CheckpointError if the checkpoint of ``files`` does not match its manifest. Some checkpoints need none."""
+    """Raise CheckpointError if the checkpoint of ``files`` does not match its manifest; only the kit's have one."""
     paths = [Path(f) for f in files]
     folder, path = paths[0].parent, paths[0].parent / MANIFEST
     _verify_pickle(folder / "modelopt_state.pth")

@@ -7,7 +7,7 @@
    inserts ModelOpt's quantizers and prepares the layers for packed tensors.
 3. Diffusers reads the weights one by one. Each dense weight is packed as it arrives, so the whole dense model is never in
    memory; with a forward loop all wait for step 4. Each packed tensor is put in place unchanged.
-4. The packer calibrates if there is a forward loop, packs what waited, and measures the report.
+4. The packer calibrates if there is a forward loop, packs the layers that wait for it, and measures the report.
 """
 
 from pathlib import Path
