@@ -9,11 +9,9 @@ from modelopt_nb import ModelOptConfig, atomic_folder, enable, export_quantized,
 
 
 def export(
-    model: nn.Module,
-    config: ModelOptConfig,
-    folder: str | os.PathLike,
+    model: nn.Module, config: ModelOptConfig, folder: str | os.PathLike,
     forward_loop: Callable[[nn.Module], None] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Quantize a copy of a dense model and write it for TensorRT, TensorRT-LLM, SGLang or vLLM, which need CUDA.
 
     To use a model in this kit again, ``save_pretrained`` it instead.
@@ -33,10 +31,8 @@ def export(
     planned = plan(model, config)
     for layout in planned.layouts.values():
         if not layout.type.exportable or (layout.block is not None) != layout.type.needs_block:
-            raise ValueError(
-                f"config={config.quant_type!r}, block_quantize={config.block_quantize}: ModelOpt cannot export it. "
-                "Allowed: FP8 and INT8 per tensor or channel, INT4, NVFP4"
-            )
+            wrong = f"config={config.quant_type!r}, block_quantize={config.block_quantize}: ModelOpt cannot export it"
+            raise ValueError(f"{wrong}. Allowed: FP8 and INT8 per tensor or channel, INT4, NVFP4")
     enable()
     with atomic_folder(folder) as new:
         export_quantized(model, planned.entries, config.algorithm, forward_loop or config.forward_loop, new)

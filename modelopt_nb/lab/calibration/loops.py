@@ -17,15 +17,9 @@ ForwardLoop = Callable[["nn.Module"], None]
 
 
 def denoising_loop(
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[str] | pd.DataFrame,
-    seeds: int | Sequence[int] | None = None,
-    *,
-    steps: int = 20,
-    component: str | None = None,
-    batch_size: int = 4,
-    **call: Any,
-) -> ForwardLoop:
+    pipeline: DiffusionPipeline, prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *,
+    steps: int = 20, component: str | None = None, batch_size: int = 4, **call: Any,
+) -> ForwardLoop:  # fmt: skip
     """Return a forward loop that generates the prompts' images with the model it is called with.
 
     Args:

@@ -32,18 +32,11 @@ from modelopt_nb.lab.quality.metrics import Measure, psnr_and_ssim
 
 
 def compare(
-    pipeline: DiffusionPipeline,
-    variants: Sequence[str] | Mapping[str, str | ModelOptConfig],
-    prompts: Sequence[str] | pd.DataFrame,
-    seeds: int | Sequence[int] | None = None,
-    *,
-    steps: int = 20,
-    component: str | None = None,
-    batch_size: int = 4,
-    progress: bool = True,
-    measures: Mapping[str, Measure] | None = None,
-    **call: Any,
-) -> Comparison:
+    pipeline: DiffusionPipeline, variants: Sequence[str] | Mapping[str, str | ModelOptConfig],
+    prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *, steps: int = 20,
+    component: str | None = None, batch_size: int = 4, progress: bool = True,
+    measures: Mapping[str, Measure] | None = None, **call: Any,
+) -> Comparison:  # fmt: skip
     """Generate the same images with the dense model and with each variant, from the same noise, and measure both.
 
     One variant is in memory at a time, next to the dense model that it is copied from. Prompts are encoded once; if a text

@@ -40,12 +40,9 @@ def layer_frame(model: nn.Module, config: ModelOptConfig | None = None) -> "pd.D
 
 
 def select(
-    model: nn.Module,
-    pattern: str | Iterable[str] | None = None,
-    *,
-    kind: str | Iterable[str] | None = None,
+    model: nn.Module, pattern: str | Iterable[str] | None = None, *, kind: str | Iterable[str] | None = None,
     blocks: int | Iterable[int] | None = None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Select layers by name, kind and block; the result goes into ``modules_to_not_convert``.
 
     Args:

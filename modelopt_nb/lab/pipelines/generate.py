@@ -11,19 +11,14 @@ import pandas as pd
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from modelopt_nb.lab.pipelines.load import with_attribute
 from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
 
 
 def generate(
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[str] | pd.DataFrame,
-    seeds: int | Sequence[int] | None = None,
-    *,
-    steps: int = 20,
-    batch_size: int = 4,
-    decode: bool = True,
-    **call: Any,
-) -> list[np.ndarray]:
+    pipeline: DiffusionPipeline, prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *,
+    steps: int = 20, batch_size: int = 4, decode: bool = True, **call: Any,
+) -> list[np.ndarray]:  # fmt: skip
     """Generate one image per prompt, each from the noise of its own CPU generator; no progress bars.
 
     Args:
@@ -50,12 +45,12 @@ def generate(
     if decode or "output_type" in inspect.signature(pipe.__call__).parameters:
         options["output_type"] = "np" if decode else "latent"
     images: list[np.ndarray] = []
-    with _without_progress_bars(pipeline):
+    bars = {**getattr(pipeline, "_progress_bar_config", {}), "disable": True}
+    with with_attribute(pipeline, "_progress_bar_config", bars):
         for i in range(0, len(texts), batch_size):
+            batch = texts[i : i + batch_size]
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in numbers[i : i + batch_size]]
-            result = pipe(
-                prompt=texts[i : i + batch_size], generator=generators, num_inference_steps=steps, **options, **call
-            )
+            result = pipe(prompt=batch, generator=generators, num_inference_steps=steps, **options, **call)
             if decode:
                 images += _as_uint8(result, f"{type(pipeline).__name__} with steps={steps}, {call}")
     return images
@@ -76,17 +71,6 @@ def check_counts(pipeline: DiffusionPipeline, steps: int, batch_size: int = 1) -
         raise ValueError(f"steps={steps!r} is not allowed. Allowed: 1 to {longest or 'as many as the scheduler has'}")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} is not allowed. Allowed: a whole number of 1 or more")
-
-
-@contextlib.contextmanager
-def _without_progress_bars(pipeline: Any) -> Generator[None]:
-    """Disable the pipeline's progress bars; restore its own settings afterwards."""
-    before = getattr(pipeline, "_progress_bar_config", {})
-    pipeline.set_progress_bar_config(**before | {"disable": True})
-    try:
-        yield
-    finally:
-        pipeline._progress_bar_config = before
 
 
 def native_size(pipeline: Any) -> dict[str, int]:
@@ -119,11 +103,8 @@ def cached_prompt_embeddings(pipeline: Any) -> Generator[None]:
             cache[key] = encode(*args, **kwargs)
         return cache[key]
 
-    pipeline.encode_prompt = encode_prompt
-    try:
+    with with_attribute(pipeline, "encode_prompt", encode_prompt):
         yield
-    finally:
-        del pipeline.encode_prompt
 
 
 @contextlib.contextmanager

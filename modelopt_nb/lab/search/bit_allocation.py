@@ -50,18 +50,10 @@ class Budget:
 
 
 def fit_budget(
-    model: nn.Module,
-    calls: Sequence[ModelCall],
-    *,
-    mib: float | None = None,
-    bits_per_weight: float | None = None,
-    candidates: Sequence[str] = CANDIDATES,
-    groups: Groups = "layer",
-    pointwise_as_linear: bool = True,
-    method: str = "output",
-    errors: pd.DataFrame | None = None,
-    progress: bool = True,
-) -> Budget:
+    model: nn.Module, calls: Sequence[ModelCall], *, mib: float | None = None, bits_per_weight: float | None = None,
+    candidates: Sequence[str] = CANDIDATES, groups: Groups = "layer", pointwise_as_linear: bool = True,
+    method: str = "output", errors: pd.DataFrame | None = None, progress: bool = True,
+) -> Budget:  # fmt: skip
     """Choose a scheme for each group of layers: the least predicted error within the byte budget.
 
     The groups' errors are assumed to add up; a mixed-integer program picks one candidate per group.
@@ -155,13 +147,9 @@ def _byte_limit(mib: float | None, bits_per_weight: float | None, smallest: int,
 
 
 def _predicted_errors(
-    model: nn.Module,
-    config: ModelOptConfig,
-    calls: Sequence[ModelCall],
-    groups: Mapping[str, Sequence[str]],
-    method: str,
-    progress: bool,
-) -> dict[str, float]:
+    model: nn.Module, config: ModelOptConfig, calls: Sequence[ModelCall], groups: Mapping[str, Sequence[str]],
+    method: str, progress: bool,
+) -> dict[str, float]:  # fmt: skip
     """Return the predicted error of quantizing each group alone."""
     if method == "auto_quantize":
         return gradient_scores(model, config, calls, groups, progress)
@@ -172,11 +160,9 @@ def _predicted_errors(
 
 
 def _config(
-    groups: Mapping[str, Sequence[str]],
-    scheme_of: Mapping[str, str],
-    plans: Mapping[str, Mapping[str, LayerPlan]],
+    groups: Mapping[str, Sequence[str]], scheme_of: Mapping[str, str], plans: Mapping[str, Mapping[str, LayerPlan]],
     pointwise_as_linear: bool,
-) -> ModelOptConfig:
+) -> ModelOptConfig:  # fmt: skip
     """Build the configuration of a choice: the scheme with the most layers is the base, ``per_layer`` has the others."""
     layers = list(next(iter(plans.values())))
     members: dict[str, set[str]] = {}

@@ -15,12 +15,9 @@ SIGNS = 4  # draws of random signs per call; a score is their mean
 
 
 def gradient_scores(
-    model: nn.Module,
-    config: ModelOptConfig,
-    calls: Sequence[ModelCall],
-    groups: Mapping[str, Sequence[str]],
+    model: nn.Module, config: ModelOptConfig, calls: Sequence[ModelCall], groups: Mapping[str, Sequence[str]],
     progress: bool = True,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Estimate ``error alone`` of :func:`modelopt_nb.sensitivity` for each group of layer names.
 
     ModelOpt scores a layer by the squared change of its output times the squared gradient of a loss. The loss here is the

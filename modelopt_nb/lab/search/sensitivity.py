@@ -17,14 +17,9 @@ from modelopt_nb.lab.search.groups import Groups, as_groups
 
 
 def sensitivity(
-    model: nn.Module,
-    config: ModelOptConfig,
-    calls: Sequence[ModelCall],
-    groups: Groups = "part",
-    *,
-    without: bool = False,
-    progress: bool = True,
-) -> pd.DataFrame:
+    model: nn.Module, config: ModelOptConfig, calls: Sequence[ModelCall], groups: Groups = "part", *,
+    without: bool = False, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """Measure how much quantizing each group of layers changes the model's output.
 
     The model is copied and quantized once; then layers of the two are exchanged in memory. Needs memory for the dense
@@ -75,14 +70,9 @@ def sensitivity(
 
 
 def group_errors(
-    model: nn.Module,
-    config: ModelOptConfig,
-    calls: Sequence[ModelCall],
-    groups: Mapping[str, Sequence[str]],
-    *,
-    without: bool = False,
-    progress: bool = True,
-) -> Iterator[tuple[str, dict[str, float]]]:
+    model: nn.Module, config: ModelOptConfig, calls: Sequence[ModelCall], groups: Mapping[str, Sequence[str]], *,
+    without: bool = False, progress: bool = True,
+) -> Iterator[tuple[str, dict[str, float]]]:  # fmt: skip
     """Yield each group's name and its errors, as the columns of :func:`sensitivity`; ``groups`` holds layer names."""
     reference = [call(model) for call in calls]
     twin = copy.deepcopy(model)

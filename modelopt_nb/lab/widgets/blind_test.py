@@ -73,17 +73,10 @@ class BlindTest(BackgroundWidget):
     IMAGES = {"round": {}}
 
     def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
-        prompts: Sequence[str] | pd.DataFrame | None = None,
-        pictures: int = 2,
-        *,
-        steps: int = 20,
-        seed: int | None = None,
-        component: str | None = None,
-        calibrate: Sequence[str] | None = None,
-    ) -> None:
+        self, pipeline: DiffusionPipeline, variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
+        prompts: Sequence[str] | pd.DataFrame | None = None, pictures: int = 2, *, steps: int = 20,
+        seed: int | None = None, component: str | None = None, calibrate: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
         if pictures not in (2, 3):
             raise ValueError(f"pictures={pictures!r} is not allowed. Allowed: 2 or 3")
         workbench = Workbench(pipeline, component, calibrate)

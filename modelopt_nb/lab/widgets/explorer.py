@@ -63,17 +63,10 @@ class Explorer(BackgroundWidget):
     IMAGES = {"pictures": []}
 
     def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
-        prompt: str | None = None,
-        seed: int = 0,
-        steps: int = 20,
-        guidance: float | None = None,
-        *,
-        component: str | None = None,
-        calibrate: Sequence[str] | None = None,
-    ) -> None:
+        self, pipeline: DiffusionPipeline, variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
+        prompt: str | None = None, seed: int = 0, steps: int = 20, guidance: float | None = None, *,
+        component: str | None = None, calibrate: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
         workbench = Workbench(pipeline, component, calibrate)
         self.runs: list[tuple[Request, list[Tile]]] = []
         self._shown: list[Tile] = []

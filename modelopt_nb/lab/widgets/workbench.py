@@ -38,12 +38,9 @@ class Workbench:
     """
 
     def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        component: str | None = None,
-        calibrate: Sequence[str] | None = None,
+        self, pipeline: DiffusionPipeline, component: str | None = None, calibrate: Sequence[str] | None = None,
         cached: int = 40,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.part = component_name(pipeline, component)
         self.pipeline: Any = copy.copy(pipeline)
         if hasattr(pipeline, "scheduler"):
@@ -89,12 +86,9 @@ class Workbench:
         self.stopping = True
 
     def generate(
-        self,
-        request: Request,
-        on_step: Callable[[], Any] = lambda: None,
-        on_begin: Callable[[str], Any] = lambda name: None,
-        on_image: Callable[[Tile], Any] = lambda tile: None,
-    ) -> Iterator[Tile]:
+        self, request: Request, on_step: Callable[[], Any] = lambda: None,
+        on_begin: Callable[[str], Any] = lambda name: None, on_image: Callable[[Tile], Any] = lambda tile: None,
+    ) -> Iterator[Tile]:  # fmt: skip
         """Generate the images that are not cached, dense first; yield each one when it is measured.
 
         Args:
