@@ -24,13 +24,9 @@ def denoising_loop(
 
     Args:
         pipeline: Any text-to-image or text-to-video pipeline.
-        prompts: As for :func:`modelopt_nb.generate`.
-        seeds: As for :func:`modelopt_nb.generate`.
-        steps: Denoising steps.
+        prompts, seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
         component: The component that the model replaces: the transformer or UNet by default, or a text encoder or an
             autoencoder. Images are decoded only if it is an autoencoder.
-        batch_size: Images per call of the pipeline.
-        call: Further arguments of the pipeline, such as ``guidance_scale``.
 
     Raises:
         ValueError: No prompts, seeds that do not fit, more steps than the scheduler has, an unknown component.
@@ -66,7 +62,7 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
                 elif isinstance(entry, Mapping):
                     model(**entry)
                 else:
-                    model(*(entry if isinstance(entry, (tuple, list)) else (entry,)))
+                    model(*entry) if isinstance(entry, (tuple, list)) else model(entry)
 
     if next(iter(inputs), None) is None:
         raise ValueError("inputs is empty. Allowed: calls from record_calls, or inputs of the model")

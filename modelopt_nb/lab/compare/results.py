@@ -42,14 +42,10 @@ class Comparison:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row per variant.
+        """One row per variant; the ``source`` of each of :data:`COLUMNS` says what is measured, and its name has the unit.
 
-        ``precision``: what weights and activations are rounded to. ``weights MiB``, ``bits per weight`` and ``of bf16`` (bytes
-        over those of the same weights in bfloat16) are the component's, scales and dense layers included. ``peak MiB``: peak
-        memory of generating one image with packed weights (:meth:`Runner.peak`). ``s per step``: time of the packed component
-        in one denoising step of one image; for a text encoder or an autoencoder, its time for one image. ``PSNR dB`` and
-        ``SSIM``: means over the images, against dense. ``subject_ok`` and ``background_ok``, with the bounds of their 95 %
-        intervals: percent of the images that the classifier recognizes, if :func:`modelopt_nb.compare` knows what they show.
+        Memory and time are measured with packed weights; the time of an encoder or an autoencoder is that for one image.
+        ``subject_ok`` and ``background_ok`` exist if :func:`modelopt_nb.compare` knows what the images show.
         """
         rows = {v.name: v.numbers for v in self.variants}
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")

@@ -51,7 +51,7 @@ class Column:
     """One column of a comparison.
 
     ``name`` contains the unit, ``digits`` are the decimals shown (None: text), ``source`` says what the number is. ``value``
-    computes it from a variant, or returns None for a variant without it; a column without ``value`` is filled by the explorer.
+    computes it from a variant, None if that has none; the explorer fills columns without ``value``.
     """
 
     name: str
@@ -74,10 +74,11 @@ def _correct(name: str) -> tuple[Column, ...]:
         return lambda v: None if v.correct is None else percent(v.correct[f"{name}_ok"].tolist())[index]
 
     source = f"images whose {name} the classifier recognizes, percent"
+    low, high = (f"{source}: {bound} bound of the 95 % interval" for bound in ("lower", "upper"))
     return (
         Column(f"{name}_ok", 1, source, end(0), explorer=False),
-        Column(f"{name}_ok low", 1, f"{source}: lower bound of the 95 % interval", end(1), bound=True, explorer=False),
-        Column(f"{name}_ok high", 1, f"{source}: upper bound of the 95 % interval", end(2), bound=True, explorer=False),
+        Column(f"{name}_ok low", 1, low, end(1), bound=True, explorer=False),
+        Column(f"{name}_ok high", 1, high, end(2), bound=True, explorer=False),
     )
 
 

@@ -53,12 +53,8 @@ def sensitivity(
     try:
         for group, errors in group_errors(model, config, calls, names, without=without, progress=progress):
             members = [layers[name] for name in names[group]]
-            rows[group] = {
-                "layers": len(members),
-                "dense bytes": sum(layer.dense_bytes for layer in members),
-                "packed bytes": sum(layer.packed_bytes for layer in members),
-                **errors,
-            }
+            dense, packed = sum(x.dense_bytes for x in members), sum(x.packed_bytes for x in members)
+            rows[group] = {"layers": len(members), "dense bytes": dense, "packed bytes": packed, **errors}
     except KeyboardInterrupt:
         if not rows:
             raise

@@ -83,13 +83,12 @@ class BlindTest(BackgroundWidget):
         if prompts is None and not workbench.embedded:
             raise ValueError("prompts=None is not allowed for a pipeline of your own. Allowed: a list of prompts")
         texts, seeds = prompts_and_seeds(load_prompts("show") if prompts is None else prompts, None)
-        asked = {"steps": steps, "guidance": default_guidance(pipeline)}
-        self._requests = [  # a list per variant, a request per prompt
-            [
-                workbench.request({**asked, "variants": [variant], "prompt": text, "seed": number})
-                for text, number in zip(texts, seeds, strict=True)
-            ]
-            for variant in dict.fromkeys(map(Choice.of, variants))
+        shared = {"steps": steps, "guidance": default_guidance(pipeline)}
+        asked = [{**shared, "prompt": text, "seed": number} for text, number in zip(texts, seeds, strict=True)]
+        chosen = dict.fromkeys(map(Choice.of, variants))
+        # a list per variant, a request per prompt
+        self._requests = [
+            [workbench.request({**fields, "variants": [choice]}) for fields in asked] for choice in chosen
         ]
         if not self._requests:
             raise ValueError("variants=[] is empty. Allowed: names of schemes")
@@ -145,9 +144,8 @@ class BlindTest(BackgroundWidget):
              "place": truth, "answer": place, "right": right, "PSNR dB": tile.numbers["PSNR dB"]}
         )  # fmt: skip
         self.round = {**self.round, "answer": place, "place": truth, "variant": tile.name}
-        self.message = (
-            f"{'Right' if right else 'Wrong'}: image {truth + 1} is {tile.name}, {tile.text('PSNR dB')} dB from dense."
-        )
+        word = "Right" if right else "Wrong"
+        self.message = f"{word}: image {truth + 1} is {tile.name}, {tile.text('PSNR dB')} dB from dense."
         self._update_score()
 
     def figure(self) -> Figure | None:

@@ -76,14 +76,10 @@ class Explorer(BackgroundWidget):
         asked = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "selected": 0}
         asked["variants"] = [Choice.of(variant).as_dict() for variant in variants]
         workbench.request(asked)
-        frame = layer_frame(workbench.model)
-        super().__init__(
-            workbench,
-            layers=[[name, row["kind"], row["dense bytes"] / MIB] for name, row in frame.iterrows()],
-            columns=[*ASKED, *CAPTION],
-            request=asked,
-            message="Ready.",
-        )
+        layers = [
+            [name, row["kind"], row["dense bytes"] / MIB] for name, row in layer_frame(workbench.model).iterrows()
+        ]
+        super().__init__(workbench, layers=layers, columns=[*ASKED, *CAPTION], request=asked, message="Ready.")
         self.observe(lambda change: self._update(), "request")
         self._update()
 
@@ -208,12 +204,10 @@ class Explorer(BackgroundWidget):
 
     def figure(self) -> Figure | None:
         """Return the last comparison's images side by side, with MiB and PSNR; None before the first run."""
-        titles = [f"{t.name}\n{t.text('weights MiB')} MiB" for t in self._shown]
-        titles = [
-            title if tile.name == DENSE else f"{title}, {tile.text('PSNR dB')} dB"
-            for title, tile in zip(titles, self._shown, strict=True)
-        ]
-        pictures = {title: tile.picture for title, tile in zip(titles, self._shown, strict=True)}
+        pictures = {}
+        for tile in self._shown:
+            distance = "" if tile.name == DENSE else f", {tile.text('PSNR dB')} dB"
+            pictures[f"{tile.name}\n{tile.text('weights MiB')} MiB{distance}"] = tile.picture
         return plot_pictures(pictures) if pictures else None
 
     def code(self, index: int | None = None) -> str:

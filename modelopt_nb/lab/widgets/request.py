@@ -30,14 +30,8 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as a front end has it; :func:`validate` takes it back."""
-        return {
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "variants": [choice.as_dict() for choice in self.choices],
-            "selected": 0,
-        }
+        asked = {"prompt": self.prompt, "seed": self.seed, "steps": self.steps, "guidance": self.guidance}
+        return {**asked, "variants": [choice.as_dict() for choice in self.choices], "selected": 0}
 
 
 def default_guidance(pipeline: DiffusionPipeline) -> float | None:

@@ -1,7 +1,6 @@
 """Generate and cache the images that widgets show; knows no browser."""
 
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,20 +44,11 @@ class Workbench:
         self.pipeline: Any = copy.copy(pipeline)
         if hasattr(pipeline, "scheduler"):
             self.pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
+        self.model: nn.Module = getattr(pipeline, self.part)
         self.embedded = is_embedded(pipeline)
         self.calibration = CalibrationCalls(self.pipeline, self.part, calibrate)
         self.cached, self.stopping = cached, False
         self.pictures: dict[tuple[Any, ...], Tile] = {}
-
-    @property
-    def model(self) -> nn.Module:
-        """The dense model."""
-        return getattr(self.pipeline, self.part)
-
-    @functools.cached_property
-    def dense_bytes(self) -> int:
-        """The bytes of the dense model's weights."""
-        return weight_bytes(self.model).total
 
     @property
     def about(self) -> str:
@@ -78,8 +68,7 @@ class Workbench:
 
     def cached_tiles(self, request: Request) -> list[Tile]:
         """Return the images of a request that are in the cache, dense first."""
-        keys = [request.key(choice) for choice in (None, *request.choices)]
-        return [self.pictures[key] for key in keys if key in self.pictures]
+        return [self.pictures[key] for key in map(request.key, (None, *request.choices)) if key in self.pictures]
 
     def stop(self) -> None:
         """End :meth:`generate` within one denoising step; it then raises :class:`Stopped`."""
@@ -101,6 +90,8 @@ class Workbench:
             Stopped: After :meth:`stop`.
         """
 
+        calls: list[ModelCall] = []
+
         def check_stop() -> None:
             if self.stopping:
                 raise Stopped
@@ -109,12 +100,17 @@ class Workbench:
             check_stop()
             on_step()
 
+        def replay(model: nn.Module) -> None:
+            for call in calls:
+                check_stop()
+                call(model)
+
         guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
         runner = Runner(
             self.pipeline, self.part, [request.prompt], [request.seed], request.steps, 1, guidance, step,
             shown=lambda images: on_image(Tile.of(name, images[0], {})),
         )  # fmt: skip
-        with runner:
+        with runner.caching():
             for choice in (None, *request.choices):
                 if request.key(choice) in self.pictures:
                     continue
@@ -122,24 +118,19 @@ class Workbench:
                 on_begin(name)
                 config, reference = None, None
                 if choice:
-                    calls = self.calibration.get(request.prompt, step) if choice.calibrates else []
-                    config = choice.config(_replay(calls, check_stop))
+                    calls[:] = self.calibration.get(request.prompt, step) if choice.calibrates else []
+                    config = choice.config(replay)
                     reference = [self.pictures[request.key(None)].picture]
                 variant = runner.run(name, config, reference)
                 tile = Tile.of(name, variant.images[0], self._numbers(variant))
-                self._cache(request, choice, tile)
+                others = [key for key in self.pictures if key not in map(request.key, (None, *request.choices))]
+                for key in others[: max(len(self.pictures) + 1 - self.cached, 0)]:  # the oldest first
+                    del self.pictures[key]
+                self.pictures[request.key(choice)] = tile
                 yield tile
 
-    def _cache(self, request: Request, choice: Choice | None, tile: Tile) -> None:
-        """Cache an image; drop the oldest ones, but none of the same request."""
-        own = {request.key(choice) for choice in (None, *request.choices)}
-        oldest = [key for key in self.pictures if key not in own]
-        for key in oldest[: max(len(self.pictures) + 1 - self.cached, 0)]:
-            del self.pictures[key]
-        self.pictures[request.key(choice)] = tile
-
     def _numbers(self, variant: Variant) -> dict[str, Any]:
-        numbers = variant.numbers | {OF_DENSE: variant.weights.total / self.dense_bytes}
+        numbers = variant.numbers | {OF_DENSE: variant.weights.total / weight_bytes(self.model).total}
         if self.embedded:
             label = classify(variant.images).iloc[0]
             numbers[CLASSIFIED] = f"{label['subject']} on {label['background']}"
@@ -148,14 +139,3 @@ class Workbench:
     def code(self, request: Request, choice: Choice | None) -> str:
         """Return Python that generates the request's image with ``choice`` (None: dense) without a widget."""
         return script(self.pipeline, self.part, request, choice, self.calibration.code(request.prompt))
-
-
-def _replay(calls: Sequence[ModelCall], before: Callable[[], None]) -> Callable[[nn.Module], None]:
-    """Return a forward loop that repeats ``calls``, with ``before`` ahead of each."""
-
-    def forward_loop(model: nn.Module) -> None:
-        for call in calls:
-            before()
-            call(model)
-
-    return forward_loop
