@@ -74,17 +74,10 @@ def _output_of(document: NotebookNode, tag: str) -> dict[str, str]:
 
 
 def schemes(names: Sequence[str], prompts: int, steps: int, output: Path) -> None:
-    """Compare schemes on the embedded pipeline; print the table, write ``table.csv`` and ``table.png``.
+    """Compare schemes on the embedded pipeline; print the table, write ``table.csv`` and ``table.png`` into ``output``.
 
-    Args:
-        names: Schemes, each optionally with ``" pointwise"`` to pack its 1x1 convolutions as linear layers; empty: all
-            schemes, and the types that need blocks also pointwise.
-        prompts: Number of prompts of the measure split.
-        steps: Denoising steps.
-        output: Folder for the files; it is created.
-
-    Raises:
-        ValueError: Before any image is generated: an unknown scheme, or one that is named twice.
+    ``names`` and their default are as on the command line; ``prompts`` is a number. Raises ValueError for an unknown or
+    repeated scheme, before any image is generated.
     """
     from modelopt_nb import QUANT_TYPES, SCHEMES, make_config
     from modelopt_nb.lab.compare.results import TIMINGS
@@ -109,8 +102,8 @@ def schemes(names: Sequence[str], prompts: int, steps: int, output: Path) -> Non
 def doctor() -> None:
     """Print versions, device, the state of each repair, and whether each scheme runs on a tiny layer.
 
-    A scheme ``runs``, ``needs CUDA`` or is ``not supported``, with the error. Like :func:`modelopt_nb.quantize`, it switches
-    the repairs on, after their states are printed.
+    A scheme ``runs``, ``needs CUDA`` or is ``not supported``, with the error. Like :func:`modelopt_nb.quantize`, it
+    switches the repairs on, after their states are printed.
     """
     import torch
 

@@ -23,8 +23,8 @@ def export(
         forward_loop: Calibrates, as in :func:`modelopt_nb.quantize`.
 
     Raises:
-        TypeError, ValueError: Before any work: a packed model, or a type that ModelOpt 0.47 cannot export (FP8 and INT8 in
-            blocks, which it fails on, and NF4, which it would label INT4).
+        TypeError, ValueError: Before any work: a packed model, or a type that ModelOpt 0.47 cannot export (FP8 and INT8
+            in blocks, which it fails on, and NF4, which it would label INT4).
 
     Source: ``modelopt.torch.export.export_hf_checkpoint``.
     """

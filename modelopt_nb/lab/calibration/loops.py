@@ -46,8 +46,8 @@ def denoising_loop(
 def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
     """Return a forward loop that calls the model with each of ``inputs``; an algorithm may run it several times.
 
-    An input is a :class:`ModelCall`, a dict of keyword arguments, a tuple or list of positional arguments, or one tensor. A
-    generator is consumed at once.
+    An input is a :class:`ModelCall`, a dict of keyword arguments, a tuple or list of positional arguments, or one
+    tensor. A generator is consumed at once.
 
     Raises:
         ValueError: No inputs.

@@ -58,8 +58,8 @@ def record_calls(
     Args:
         pipeline: Any pipeline.
         keep: How many calls to keep, spread evenly over all, the first and the last among them. None keeps all.
-        at: Keep only calls of some denoising steps, named as shares of the way from the first (0) to the last (1). ``keep``
-            then counts among these.
+        at: Keep only calls of some denoising steps, named as shares of the way from the first (0) to the last (1).
+            ``keep`` then counts among these.
         component: A model of the pipeline; the transformer or UNet by default. An autoencoder's calls are those of
             ``decode`` and ``encode``.
         path: Also save the calls in this file when the block ends, for :func:`load_calls`; the write is atomic.

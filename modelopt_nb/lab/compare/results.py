@@ -42,10 +42,10 @@ class Comparison:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row per variant; the ``source`` of each of :data:`COLUMNS` says what is measured, and its name has the unit.
+        """One row per variant; ``source`` in :data:`COLUMNS` says what each column measures, its name has the unit.
 
-        Memory and time are measured with packed weights; the time of an encoder or an autoencoder is that for one image.
-        ``subject_ok`` and ``background_ok`` exist if :func:`modelopt_nb.compare` knows what the images show.
+        Memory and time are measured with packed weights; the time of an encoder or an autoencoder is that for one
+        image. ``subject_ok`` and ``background_ok`` exist if :func:`modelopt_nb.compare` knows what the images show.
         """
         rows = {v.name: v.numbers for v in self.variants}
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
@@ -58,7 +58,7 @@ class Comparison:
         return f"{self.component}, {len(self.prompts)} prompts, {self.steps} steps; {self.machine}"
 
     def table(self, *columns: str) -> Table:
-        """Round columns of :attr:`frame` for reading, with the caption; default: all without timings and interval bounds."""
+        """Round columns of :attr:`frame`, with the caption; by default all but timings and interval bounds."""
         frame = self.frame
         hidden = {column.name for column in COLUMNS if column.timing or column.bound}
         return Table(frame[list(columns) or [name for name in frame.columns if name not in hidden]], self.caption)

@@ -39,18 +39,18 @@ def compare(
 ) -> Comparison:  # fmt: skip
     """Generate the same images with the dense model and with each variant, from the same noise, and measure both.
 
-    One variant is in memory at a time, next to the dense model that it is copied from. Prompts are encoded once; if a text
-    encoder is quantized, once per variant. Memory and time are measured with packed weights. The images are generated with
-    the weights dequantized once, if a check shows that this gives the same output bit for bit; otherwise with packed ones.
+    One variant is in memory at a time, next to the dense model that it is copied from. Prompts are encoded once; if a
+    text encoder is quantized, once per variant. Memory and time are measured with packed weights. The images are
+    generated with the weights dequantized once, unless a check shows that the output then differs in any bit.
 
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.
         variants: Quant types, or configurations by name. ``dense`` is always first.
         prompts: One image each; a list, or a frame with a column ``prompt`` (and ``seed``), as from
-            :func:`modelopt_nb.load_prompts`. For the embedded pipeline and a frame with ``subject`` and ``background``, the
-            images are also classified, and :attr:`Comparison.frame` has ``subject_ok`` and ``background_ok``.
+            :func:`modelopt_nb.load_prompts`. For the embedded pipeline and a frame with ``subject`` and ``background``,
+            the images are also classified, and :attr:`Comparison.frame` has ``subject_ok`` and ``background_ok``.
         seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
-        component: The component to quantize, such as ``"text_encoder"`` or ``"vae"``; the transformer or UNet by default.
+        component: To quantize, such as ``"text_encoder"`` or ``"vae"``; the transformer or UNet by default.
         progress: Show a progress bar.
         measures: Further columns by name, such as ``{"LPIPS": lpips()}`` and ``{"CLIP score": clip_score()}``.
 
@@ -141,8 +141,8 @@ class Runner:
     def peak(self) -> int:
         """Measure the peak memory in bytes while one image is generated in one denoising step, its prompt encoded too.
 
-        On CUDA the peak of PyTorch's allocator. On a CPU, where PyTorch counts nothing, the weights of all models of the
-        pipeline plus the peak of the tensors made meanwhile (:attr:`modelopt_nb.PeakMemory.tensors`).
+        On CUDA the peak of PyTorch's allocator. On a CPU, where PyTorch counts nothing, the weights of all models of
+        the pipeline plus the peak of the tensors made meanwhile (:attr:`modelopt_nb.PeakMemory.tensors`).
         """
         with uncached_prompt_embeddings(self.pipeline), peak_memory() as memory:
             generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=1, **self.call)

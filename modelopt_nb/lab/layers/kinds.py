@@ -20,9 +20,9 @@ _ATTENTION = {
     "out": r"(to_out(\.\d+)?|to_add_out|add_out|out_proj|o)",
 }
 _EMBEDDING = (
-    r"embed|(caption|text)_projection|adaln_single\.emb|^proj_in$|^conv_in$|^(timestep|global|cross_attention)_proj"
+    r"embed|(caption|text)_projection|adaln_single\.emb|^(proj|conv)_in$|^(timestep|global|cross_attention)_proj"
 )
-_MODULATION = r"modulation|adaln_single\.linear|time_embed\.linear|time_emb_proj|(^|\.)norm\w*\.linear|ada_?norm|condition_embedder\.time_proj"
+_MODULATION = r"modulation|(adaln_single|time_embed|(^|\.)norm\w*)\.linear|time_emb_proj|ada_?norm|embedder\.time_proj"
 _FEED_FORWARD = r"(^|\.)(ff\w*|mlp|ffn|feed_forward|DenseReluDense|proj_mlp)(\.|$)"
 _BLOCK = re.compile(r"((?:[a-z]\w*\.)*?(?:(?:\w*blocks|layers?|block)\.\d+|mid_block))\.")
 

@@ -28,8 +28,8 @@ def generate(
         steps: Denoising steps.
         batch_size: Images per call of the pipeline.
         decode: False skips decoding if the pipeline can return latents, and returns an empty list.
-        call: Further arguments of the pipeline, such as ``guidance_scale`` or ``callback_on_step_end``. Without ``height``
-            and ``width``, images have the size that the model was trained for (:func:`native_size`).
+        call: Further arguments of the pipeline, such as ``guidance_scale`` or ``callback_on_step_end``. Without
+            ``height`` and ``width``, images have the size that the model was trained for (:func:`native_size`).
 
     Returns:
         uint8 arrays (height, width, 3), for videos (frames, height, width, 3), in the order of the prompts.
@@ -74,10 +74,10 @@ def check_counts(pipeline: DiffusionPipeline, steps: int, batch_size: int = 1) -
 
 
 def native_size(pipeline: Any) -> dict[str, int]:
-    """Return ``height`` and ``width`` in px that the transformer was trained for, if the pipeline defaults to other values.
+    """Return ``height`` and ``width`` in px of the transformer's training, if the pipeline may default to other values.
 
-    ``SanaPipeline`` defaults to 1024 px for every transformer and enlarges the images of a smaller one. Empty for a pipeline
-    that takes the size from its model, and for a model that does not state its size.
+    ``SanaPipeline`` defaults to 1024 px for every transformer and enlarges the images of a smaller one. Empty for a
+    pipeline that takes the size from its model, and for a model that does not state its size.
     """
     height = inspect.signature(pipeline.__call__).parameters.get("height")
     model = getattr(pipeline, "transformer", None)

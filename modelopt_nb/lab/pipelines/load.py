@@ -25,8 +25,8 @@ def load_pipeline(
 
     Args:
         name_or_path: A pipeline folder, or a hub id such as ``Efficient-Large-Model/Sana_600M_1024px_diffusers``.
-        dtype: Of the weights in memory. Default: bfloat16 on CUDA, float32 elsewhere (CPUs without bfloat16 instructions
-            take ten times longer in it).
+        dtype: Of the weights in memory. Default: bfloat16 on CUDA, float32 elsewhere (CPUs without bfloat16
+            instructions take ten times longer in it).
         device: Default: CUDA if available, else the CPU.
         options: Passed to ``DiffusionPipeline.from_pretrained``.
 
@@ -66,11 +66,7 @@ def no_loading_bars() -> Generator[None]:
 
 
 def component_name(pipeline: DiffusionPipeline, component: str | None = None) -> str:
-    """Return the name of the component to quantize: ``component``, or by default the transformer or the UNet.
-
-    Raises:
-        ValueError: ``component`` is not a model of the pipeline.
-    """
+    """Return the component to quantize, by default the transformer or UNet. Raises ValueError if there is none."""
     models = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module)]
     name = component or next((name for name in COMPONENTS if name in models), None)
     if name not in models:
@@ -80,13 +76,13 @@ def component_name(pipeline: DiffusionPipeline, component: str | None = None) ->
 
 
 def is_codec(pipeline: DiffusionPipeline, component: str) -> bool:
-    """Return whether a component decodes latents, as an autoencoder does: it is only called while images are decoded."""
+    """Return whether a component decodes latents: it is only called while images are decoded."""
     return hasattr(getattr(pipeline, component), "decode")
 
 
 @contextlib.contextmanager
 def with_attribute(owner: Any, name: str, value: Any) -> Generator[None]:
-    """Set an attribute of an object inside the block; afterwards its own value or its class's method is back."""
+    """Set an attribute inside the block; afterwards restore it, or delete it if only the class has it."""
     own = vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -98,4 +94,4 @@ def with_attribute(owner: Any, name: str, value: Any) -> Generator[None]:
             setattr(owner, name, own)
 
 
-with_component = with_attribute  # a pipeline's models are its attributes
+with_component = with_attribute  # a pipeline's components are its attributes

@@ -12,13 +12,7 @@ DATA = Path(__file__).resolve().parents[3] / "data"
 def prompts_and_seeds(
     prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None
 ) -> tuple[list[str], list[int]]:
-    """Return the prompts as a list, from a frame's column ``prompt`` too, and one seed per prompt.
-
-    ``seeds`` has one per prompt, or is the first of consecutive ones. None: the frame's column ``seed``, or 0, 1, 2 and so on.
-
-    Raises:
-        ValueError: No prompts, or seeds that do not fit.
-    """
+    """Return lists of prompts and seeds, from the arguments of :func:`modelopt_nb.generate`. Raises ValueError."""
     if isinstance(prompts, pd.DataFrame):
         seeds = prompts["seed"].tolist() if seeds is None and "seed" in prompts else seeds
         prompts = prompts["prompt"].tolist()
@@ -35,8 +29,8 @@ def prompts_and_seeds(
 def load_prompts(split: str, n: int | None = None) -> pd.DataFrame:
     """Load a split of ``data/prompts.csv``: columns prompt, seed, subject, background, split.
 
-    ``split`` is ``show`` (12 rows, for grids), ``measure`` (256, for tables) or ``calibrate`` (128, for forward loops); ``n``
-    keeps the first rows. No pair of subject and background is in two splits.
+    ``split`` is ``show`` (12 rows, for grids), ``measure`` (256, for tables) or ``calibrate`` (128, for forward loops);
+    ``n`` keeps the first rows. No pair of subject and background is in two splits.
 
     Raises:
         ValueError: An unknown split, or ``n`` below 1 or above its rows.

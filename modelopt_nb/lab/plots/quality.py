@@ -58,7 +58,7 @@ def plot_schemes(comparison: Comparison) -> Figure:
     """Plot classifier accuracy with 95 % intervals, and PSNR against dense: a row per variant, fewest bits first.
 
     Raises:
-        ValueError: The prompts do not say their subject and background, as those of :func:`modelopt_nb.load_prompts` do.
+        ValueError: The prompts are without subject and background, which :func:`modelopt_nb.load_prompts` gives.
     """
     frame = comparison.frame.sort_values("bits per weight", kind="stable")
     if "subject_ok" not in frame:

@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from transformers import CLIPModel, CLIPProcessor
 
-#: An entry of ``measures`` of :func:`modelopt_nb.compare`: image, dense image (None for dense itself), prompt -> a number.
+#: A function for ``measures`` of :func:`modelopt_nb.compare`: image, dense image (None for dense), prompt -> a number.
 Measure = Callable[[np.ndarray, "np.ndarray | None", str], float]
 
 
@@ -26,10 +26,7 @@ def _check_pair(image: np.ndarray, reference: np.ndarray) -> None:
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     """Compute the peak signal-to-noise ratio in dB, ``inf`` for equal images.
 
-    Both are uint8 (height, width, 3), or (frames, height, width, 3).
-
-    Raises:
-        ValueError: Another dtype, or shapes that differ.
+    Both are uint8 (height, width, 3), or (frames, height, width, 3), of equal shape; others raise ValueError.
 
     Source: ``skimage.metrics.peak_signal_noise_ratio``.
     """
@@ -42,10 +39,7 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Compute the structural similarity, 1 for equal images; for videos the mean over the frames.
 
-    Both are uint8 (height, width, 3), or (frames, height, width, 3).
-
-    Raises:
-        ValueError: Another dtype, or shapes that differ.
+    Both are uint8 (height, width, 3), or (frames, height, width, 3), of equal shape; others raise ValueError.
 
     Source: Wang et al. 2004, ``skimage.metrics.structural_similarity``.
     """
@@ -113,7 +107,7 @@ def lpips(net: str = "alex") -> Measure:
 def clip_score(name_or_path: str | Path = "openai/clip-vit-base-patch32") -> Measure:
     """Return how well an image fits its prompt, 100 times the cosine of CLIP's embeddings, for ``compare(measures=)``.
 
-    For real models; CLIP is too coarse for the embedded pipeline's images. Uses a model in the local cache; downloads nothing.
+    CLIP is too coarse for the embedded pipeline's images. Uses a model in the local cache; downloads nothing.
 
     Raises:
         FileNotFoundError: The model is not on this machine; the message says how to get it.

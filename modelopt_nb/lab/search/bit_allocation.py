@@ -151,7 +151,7 @@ def _config(
     groups: Mapping[str, Sequence[str]], scheme_of: Mapping[str, str], plans: Mapping[str, Mapping[str, LayerPlan]],
     pointwise_as_linear: bool,
 ) -> ModelOptConfig:  # fmt: skip
-    """Build the configuration of a choice: the scheme with the most layers is the base, ``per_layer`` has the others."""
+    """Build a choice's configuration: the scheme with the most layers is the base, ``per_layer`` has the others."""
     layers = list(next(iter(plans.values())))
     members: dict[str, set[str]] = {}
     for group, scheme in scheme_of.items():

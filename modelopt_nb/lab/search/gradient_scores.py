@@ -20,9 +20,9 @@ def gradient_scores(
 ) -> dict[str, float]:  # fmt: skip
     """Estimate ``error alone`` of :func:`modelopt_nb.sensitivity` for each group of layer names.
 
-    ModelOpt scores a layer by the squared change of its output times the squared gradient of a loss. The loss here is the
-    model's output times random signs, over the output's norm: then the score estimates the squared change of the model's
-    output over the squared output.
+    ModelOpt scores a layer by the squared change of its output times the squared gradient of a loss. The loss here is
+    the model's output times random signs, over the output's norm: then the score estimates the squared change of the
+    model's output over the squared output.
 
     Raises:
         ValueError: No calls; a quant type that ModelOpt cannot round without packing.

@@ -34,11 +34,11 @@ def sensitivity(
         progress: Show a progress bar.
 
     Returns:
-        A row per group, the most error for its bytes first. ``layers`` counts them; ``dense bytes`` and ``packed bytes``
-        are those of their weights. ``error alone`` is the squared change of the output over the squared output when only
-        this group is quantized: a mean over the calls, weighted by :attr:`ModelCall.weight`. ``error without`` is the
-        same when all but this group are quantized. ``error per MiB saved`` divides ``error alone``. After an interrupt
-        from the keyboard: the finished rows, with a warning.
+        A row per group, the most error for its bytes first. ``layers`` counts them; ``dense bytes`` and ``packed
+        bytes`` are those of their weights. ``error alone`` is the squared change of the output over the squared output
+        when only this group is quantized: a mean over the calls, weighted by :attr:`ModelCall.weight`. ``error
+        without`` is the same when all but this group are quantized. ``error per MiB saved`` divides ``error alone``.
+        After an interrupt from the keyboard: the finished rows, with a warning.
 
     Raises:
         ValueError: No calls, groups that overlap or match nothing, a configuration that does not fit the model.

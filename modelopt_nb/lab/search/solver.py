@@ -8,10 +8,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 def choose_schemes(sizes: pd.DataFrame, errors: pd.DataFrame, limit: float) -> pd.Series:
     """Return the scheme of each group: the least sum of errors whose sum of bytes is at most ``limit``.
 
-    ``sizes`` (bytes) and ``errors`` have a row per group and a column per scheme.
-
-    Raises:
-        RuntimeError: The solver found no optimum.
+    ``sizes`` (bytes) and ``errors`` have a row per group and a column per scheme. Raises RuntimeError if unsolved.
 
     Source: HiGHS through ``scipy.optimize.milp``: one binary variable per group and scheme.
     """

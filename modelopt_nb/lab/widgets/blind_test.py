@@ -22,8 +22,8 @@ from modelopt_nb.lab.widgets.workbench import Workbench
 class Deck:
     """Deal balanced rounds in random order.
 
-    Each ``variants x places`` consecutive rounds, counted from the first, hold each variant at each place once. Prompts are
-    dealt without repetition until all have been used.
+    Each ``variants x places`` consecutive rounds, counted from the first, hold each variant at each place once. Prompts
+    are dealt without repetition until all have been used.
     """
 
     def __init__(self, variants: int, places: int, prompts: int, seed: int | None = None) -> None:
@@ -51,8 +51,8 @@ class BlindTest(BackgroundWidget):
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image pipeline.
         variants: Names of schemes, or :class:`modelopt_nb.Choice`.
-        prompts: One prompt per round, as for :func:`modelopt_nb.generate`; for the embedded pipeline the split ``show`` by
-            default.
+        prompts: One prompt per round, as for :func:`modelopt_nb.generate`; for the embedded pipeline the split ``show``
+            by default.
         pictures: 2, dense and quantized; or 3, of which two are the same dense image: which one differs?
         steps: Denoising steps.
         seed: Seed of the rounds' order; None is random.
@@ -87,9 +87,7 @@ class BlindTest(BackgroundWidget):
         asked = [{**shared, "prompt": text, "seed": number} for text, number in zip(texts, seeds, strict=True)]
         chosen = dict.fromkeys(map(Choice.of, variants))
         # a list per variant, a request per prompt
-        self._requests = [
-            [workbench.request({**fields, "variants": [choice]}) for fields in asked] for choice in chosen
-        ]
+        self._requests = [[workbench.request({**one, "variants": [choice]}) for one in asked] for choice in chosen]
         if not self._requests:
             raise ValueError("variants=[] is empty. Allowed: names of schemes")
         self.choices = [requests[0].choices[0] for requests in self._requests]
@@ -160,14 +158,14 @@ class BlindTest(BackgroundWidget):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per variant: answers, right ones, their percent with its 95 % interval, percent by guessing, verdict."""
-        rows = {}
+        """A row per variant: answers, right ones, their percent with its 95 % interval, by guessing, verdict."""
+        rows, images, variants = {}, self.pictures, len(self.choices)
         for choice in self.choices:
             right = [r["right"] for r in self._results if r["variant"] == choice.name]
             share, low, high = percent(right) if right else (float("nan"), 0.0, 100.0)
             rows[choice.name] = {
                 "answers": len(right), "right": sum(right), "percent": share, "low": low, "high": high,
-                "guessing": 100 / self.pictures, "verdict": verdict(sum(right), len(right), self.pictures, len(self.choices)),
+                "guessing": 100 / images, "verdict": verdict(sum(right), len(right), images, variants),
             }  # fmt: skip
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 

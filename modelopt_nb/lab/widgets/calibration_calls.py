@@ -17,7 +17,7 @@ EMBEDDED_PROMPTS = 4
 class CalibrationCalls:
     """Record calls of the component ``part`` at first use and keep them; write as code how they are recorded.
 
-    Without ``prompts``, the embedded pipeline is calibrated with the split ``calibrate``, another one with the request's prompt.
+    ``prompts`` are by default the split ``calibrate`` for the embedded pipeline, the request's prompt for others.
     """
 
     COUNT = 8  # calls that are kept

@@ -47,11 +47,7 @@ class Choice:
 
     @classmethod
     def of(cls, asked: "str | Mapping[str, Any] | Choice") -> "Choice":
-        """Make a choice from a scheme's name or from a dict of fields, whose values need not be allowed ones.
-
-        Raises:
-            TypeError: Unknown fields, or ``excluded`` that holds other things than strings.
-        """
+        """Make a choice from a scheme's name or a dict of fields. Raises TypeError, but does not check all values."""
         if isinstance(asked, Choice):
             return asked
         if isinstance(asked, str):
@@ -65,7 +61,8 @@ class Choice:
             raise TypeError(f"excluded={excluded!r} is not allowed. Allowed: names or patterns of layers")
         plain = (str, int, float, type(None))  # a choice is hashable, whatever the view sends
         values: dict[str, Any] = {name: v if isinstance(v, plain) else repr(v) for name, v in asked.items()}
-        return cls(**values | {"excluded": excluded})
+        values["excluded"] = excluded
+        return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them; :meth:`of` takes them back."""
@@ -126,7 +123,7 @@ def why_not(choice: Choice) -> str:
 
 
 def problems(choice: Choice, model: nn.Module) -> dict[str, str]:
-    """Return the first field that does not go with the fields before it, and why; empty if ``model`` can have the choice."""
+    """Return the first field that does not go with those before it, and why; empty if the choice suits ``model``."""
     built = Choice(pointwise=choice.pointwise)
     for name in ("scheme", "block", "activations", "scale", "algorithm"):
         built = replace(built, **{name: getattr(choice, name)})

@@ -41,8 +41,8 @@ class Explorer(BackgroundWidget):
         component: The component to quantize; the transformer or UNet by default.
         calibrate: Prompts to calibrate with if a variant needs it.
 
-    ``run()`` returns at once and ``wait()`` waits for it. ``errors`` says what is wrong, by field. ``frame`` has a row per
-    generated image, ``figure()`` shows the current images, and ``code()`` is a script that generates one of them.
+    ``run()`` returns at once and ``wait()`` waits for it. ``errors`` says what is wrong, by field. ``frame`` has a row
+    per generated image, ``figure()`` shows the current images, and ``code()`` is a script that generates one of them.
 
     Raises:
         ValueError, TypeError: Variants, a prompt or numbers that are not allowed.
@@ -178,7 +178,7 @@ class Explorer(BackgroundWidget):
         ]
 
     def restore(self, run: int) -> None:
-        """Show a run, the first is 1, and make its request the current one; images that are not cached are generated again."""
+        """Show a run, counted from 1, and its request; images that are not cached are generated again."""
         if not isinstance(run, int) or not 1 <= run <= len(self.runs):
             raise ValueError(f"run={run!r} is not in the history. Allowed: 1 to {len(self.runs)}")
         if self.status != "idle":
@@ -211,7 +211,7 @@ class Explorer(BackgroundWidget):
         return plot_pictures(pictures) if pictures else None
 
     def code(self, index: int | None = None) -> str:
-        """Return Python that generates the image of the selected variant, or of the one at ``index``, without the explorer."""
+        """Return Python that generates the image of the selected variant, or of the one at ``index``."""
         request = self.workbench.request(self.request)
         return self.workbench.code(request, request.choices[self.request["selected"] if index is None else index])
 

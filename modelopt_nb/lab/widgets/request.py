@@ -45,8 +45,8 @@ def validate(
 ) -> tuple[Request | None, dict[str, str]]:
     """Return the request that a front end's fields make, and an error per field; None if there are any.
 
-    Fields are ``prompt``, ``seed``, ``steps``, ``guidance`` and ``variants``. The errors of the third variant have keys such
-    as ``"2.block"``.
+    Fields are ``prompt``, ``seed``, ``steps``, ``guidance`` and ``variants``. The errors of the third variant have keys
+    such as ``"2.block"``.
     """
     errors: dict[str, str] = {}
     prompt, seed, steps, guidance = (asked.get(name) for name in ("prompt", "seed", "steps", "guidance"))

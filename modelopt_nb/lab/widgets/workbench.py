@@ -31,8 +31,7 @@ class Workbench:
     Args:
         pipeline: Any text-to-image or text-to-video pipeline. Its models are shared; its scheduler is copied.
         component: The component to quantize; the transformer or UNet by default.
-        calibrate: Prompts to calibrate with if a choice needs it. None: of the embedded pipeline the split ``calibrate``, of
-            another pipeline the prompt that is asked for.
+        calibrate: Prompts to calibrate with if a choice needs it (:class:`CalibrationCalls`).
         cached: How many images are kept; the oldest are dropped first.
     """
 
@@ -80,14 +79,8 @@ class Workbench:
     ) -> Iterator[Tile]:  # fmt: skip
         """Generate the images that are not cached, dense first; yield each one when it is measured.
 
-        Args:
-            request: From :meth:`request`.
-            on_step: Called after each denoising step.
-            on_begin: Called with the name of each variant before its image is generated.
-            on_image: Called with each image before it is measured.
-
-        Raises:
-            Stopped: After :meth:`stop`.
+        ``on_step`` is called after each denoising step, ``on_begin`` with each variant's name before its image is
+        generated, ``on_image`` with each image before it is measured. Raises Stopped after :meth:`stop`.
         """
 
         calls: list[ModelCall] = []
