@@ -61,8 +61,10 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
                     entry(model)
                 elif isinstance(entry, Mapping):
                     model(**entry)
+                elif isinstance(entry, (tuple, list)):
+                    model(*entry)
                 else:
-                    model(*entry) if isinstance(entry, (tuple, list)) else model(entry)
+                    model(entry)
 
     if next(iter(inputs), None) is None:
         raise ValueError("inputs is empty. Allowed: calls from record_calls, or inputs of the model")

@@ -40,8 +40,8 @@ def compare(
     """Generate the same images with the dense model and with each variant, from the same noise, and measure both.
 
     One variant is in memory at a time, next to the dense model that it is copied from. Prompts are encoded once; if a
-    text encoder is quantized, once per variant. Memory and time are measured with packed weights. The images are
-    generated with the weights dequantized once, unless a check shows that the output then differs in any bit.
+    text encoder is quantized, once per variant. Memory and time are measured with packed weights. Images are
+    generated with weights dequantized once if the output is then the same bit for bit, otherwise with packed ones.
 
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.

@@ -84,9 +84,9 @@ def fit_budget(
     layers = next(iter(plans.values()))
     names = as_groups(model, groups, [name for name in layers if any(p[name].packed for p in plans.values())])
     dense = [sum(layers[n].dense_bytes for n in members) for members in names.values()]
-    sizes = {DENSE: dense} if DENSE in candidates else {}
-    sizes |= {c: [sum(p[n].packed_bytes for n in members) for members in names.values()] for c, p in plans.items()}
-    sizes = pd.DataFrame(sizes, list(names))
+    columns = {DENSE: dense} if DENSE in candidates else {}
+    columns |= {c: [sum(p[n].packed_bytes for n in members) for members in names.values()] for c, p in plans.items()}
+    sizes = pd.DataFrame(columns, list(names))
     total = weight_bytes(model)
     rest = total.total - sum(dense)
     limit = _byte_limit(mib, bits_per_weight, rest + int(sizes.min(axis=1).sum()), total)

@@ -158,7 +158,7 @@ class BlindTest(BackgroundWidget):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per variant: answers, right ones, their percent with its 95 % interval, by guessing, verdict."""
+        """A row per variant: answers, right ones, percent with its 95 % interval, percent by guessing, verdict."""
         rows, images, variants = {}, self.pictures, len(self.choices)
         for choice in self.choices:
             right = [r["right"] for r in self._results if r["variant"] == choice.name]
