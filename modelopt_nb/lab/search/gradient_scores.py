@@ -11,7 +11,7 @@ from modelopt_nb import ModelOptConfig, auto_quantize_scores, plan
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.search.sensitivity import call_weights, check_calls
 
-SIGNS = 4  # draws of random signs per call; a score is their mean
+SIGNS = 4  # sets of random signs per call; a score is their mean
 
 
 def gradient_scores(

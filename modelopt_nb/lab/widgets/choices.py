@@ -47,7 +47,7 @@ class Choice:
 
     @classmethod
     def of(cls, asked: "str | Mapping[str, Any] | Choice") -> "Choice":
-        """Make a choice from a scheme's name or a dict of fields; :func:`why_not` checks the values. Raises TypeError."""
+        """Make a choice from a scheme's name or a dict of fields, whose values :func:`why_not` checks."""
         if isinstance(asked, Choice):
             return asked
         if isinstance(asked, str):
