@@ -20,34 +20,24 @@ POINTWISE = " pointwise"  # after a scheme's name
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ``argv`` defaults to ``sys.argv[1:]``."""
     parser = argparse.ArgumentParser(prog="python -m modelopt_nb", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = parser.add_subparsers(required=True, metavar="COMMAND").add_parser
 
-    command = commands.add_parser(
-        "demo", help="run the first notebook; print its table, write grid.png and the HTML page"
-    )
+    command = add("demo", help="run the first notebook; print its table, write grid.png and the HTML page")
     command.add_argument("--output", type=Path, default=Path("output"), help="folder to write to (output)")
     command.set_defaults(run=lambda args: demo(NOTEBOOK, args.output))
 
-    command = commands.add_parser(
-        "schemes", help="measure schemes on the embedded pipeline; write table.csv, table.png"
-    )
-    command.add_argument(
-        "schemes",
-        nargs="*",
-        metavar="SCHEME",
-        help="a scheme's name, such as 'INT4 block'; 'NAME pointwise' also packs 1x1 convolutions as linear layers "
-        "(default: all schemes, and the types with blocks also pointwise)",
-    )
-    command.add_argument(
-        "--prompts", type=int, default=128, help="number of prompts of the measure split, up to 256 (128)"
-    )
+    command = add("schemes", help="measure schemes on the embedded pipeline; write table.csv, table.png")
+    names = "a scheme's name, such as 'INT4 block'; 'NAME pointwise' also packs 1x1 convolutions as linear layers"
+    default = "all schemes, and the types with blocks also pointwise"
+    command.add_argument("schemes", nargs="*", metavar="SCHEME", help=f"{names} (default: {default})")
+    number = "number of prompts of the measure split, up to 256 (128)"
+    command.add_argument("--prompts", type=int, default=128, help=number)
     command.add_argument("--steps", type=int, default=20, help="denoising steps (20)")
-    command.add_argument(
-        "--output", type=Path, default=Path("output/schemes"), help="folder to write to (output/schemes)"
-    )
+    folder = Path("output/schemes")
+    command.add_argument("--output", type=Path, default=folder, help=f"folder to write to ({folder})")
     command.set_defaults(run=lambda args: schemes(args.schemes, args.prompts, args.steps, args.output))
 
-    command = commands.add_parser("doctor", help="print versions, device, repairs, and which schemes run here")
+    command = add("doctor", help="print versions, device, repairs, and which schemes run here")
     command.set_defaults(run=lambda args: doctor())
 
     args = parser.parse_args(argv)
@@ -84,17 +74,10 @@ def _output_of(document: NotebookNode, tag: str) -> dict[str, str]:
 
 
 def schemes(names: Sequence[str], prompts: int, steps: int, output: Path) -> None:
-    """Compare schemes on the embedded pipeline; print the table, write ``table.csv`` and ``table.png``.
+    """Compare schemes on the embedded pipeline; print the table, write ``table.csv`` and ``table.png`` into ``output``.
 
-    Args:
-        names: Schemes, each optionally with ``" pointwise"`` to pack its 1x1 convolutions as linear layers; empty: all
-            schemes, and the types that need blocks also pointwise.
-        prompts: Number of prompts of the measure split.
-        steps: Denoising steps.
-        output: Folder for the files; it is created.
-
-    Raises:
-        ValueError: Before any image is generated: an unknown scheme, or one that is named twice.
+    ``names`` and their default are as on the command line; ``prompts`` is a number. Raises ValueError for an unknown or
+    repeated scheme, before any image is generated.
     """
     from modelopt_nb import QUANT_TYPES, SCHEMES, make_config
     from modelopt_nb.lab.compare.results import TIMINGS
@@ -106,9 +89,8 @@ def schemes(names: Sequence[str], prompts: int, steps: int, output: Path) -> Non
     names = names or [*SCHEMES, *(f"{name}{POINTWISE}" for name, t in QUANT_TYPES.items() if t.needs_block)]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"schemes names {', '.join(sorted(repeated))} twice. Allowed: each once")
-    configs = {
-        name: make_config(name.removesuffix(POINTWISE), pointwise_as_linear=name.endswith(POINTWISE)) for name in names
-    }
+    pointwise = {name: name.endswith(POINTWISE) for name in names}
+    configs = {name: make_config(name.removesuffix(POINTWISE), pointwise_as_linear=pointwise[name]) for name in names}
     comparison = compare(load_pipeline(), configs, load_prompts("measure", prompts), steps=steps, batch_size=8)
     output.mkdir(parents=True, exist_ok=True)
     table, figure = output / "table.csv", output / "table.png"
@@ -120,8 +102,8 @@ def schemes(names: Sequence[str], prompts: int, steps: int, output: Path) -> Non
 def doctor() -> None:
     """Print versions, device, the state of each repair, and whether each scheme runs on a tiny layer.
 
-    A scheme ``runs``, ``needs CUDA`` or is ``not supported``, with the error. Like :func:`modelopt_nb.quantize`, it switches
-    the repairs on, after their states are printed.
+    A scheme ``runs``, ``needs CUDA`` or is ``not supported``, with the error. Like :func:`modelopt_nb.quantize`, it
+    switches the repairs on, after their states are printed.
     """
     import torch
 

@@ -9,11 +9,9 @@ from modelopt_nb import ModelOptConfig, atomic_folder, enable, export_quantized,
 
 
 def export(
-    model: nn.Module,
-    config: ModelOptConfig,
-    folder: str | os.PathLike,
+    model: nn.Module, config: ModelOptConfig, folder: str | os.PathLike,
     forward_loop: Callable[[nn.Module], None] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Quantize a copy of a dense model and write it for TensorRT, TensorRT-LLM, SGLang or vLLM, which need CUDA.
 
     To use a model in this kit again, ``save_pretrained`` it instead.
@@ -25,18 +23,16 @@ def export(
         forward_loop: Calibrates, as in :func:`modelopt_nb.quantize`.
 
     Raises:
-        TypeError, ValueError: Before any work: a packed model, or a type that ModelOpt 0.47 cannot export (FP8 and INT8 in
-            blocks, which it fails on, and NF4, which it would label INT4).
+        TypeError, ValueError: Before any work: a packed model, or a type that ModelOpt 0.47 cannot export (FP8 and INT8
+            in blocks, which it fails on, and NF4, which it would label INT4).
 
     Source: ``modelopt.torch.export.export_hf_checkpoint``.
     """
     planned = plan(model, config)
     for layout in planned.layouts.values():
         if not layout.type.exportable or (layout.block is not None) != layout.type.needs_block:
-            raise ValueError(
-                f"config={config.quant_type!r}, block_quantize={config.block_quantize}: ModelOpt cannot export it. "
-                "Allowed: FP8 and INT8 per tensor or channel, INT4, NVFP4"
-            )
+            wrong = f"config={config.quant_type!r}, block_quantize={config.block_quantize}: ModelOpt cannot export it"
+            raise ValueError(f"{wrong}. Allowed: FP8 and INT8 per tensor or channel, INT4, NVFP4")
     enable()
     with atomic_folder(folder) as new:
         export_quantized(model, planned.entries, config.algorithm, forward_loop or config.forward_loop, new)

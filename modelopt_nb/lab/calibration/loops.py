@@ -17,26 +17,16 @@ ForwardLoop = Callable[["nn.Module"], None]
 
 
 def denoising_loop(
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[str] | pd.DataFrame,
-    seeds: int | Sequence[int] | None = None,
-    *,
-    steps: int = 20,
-    component: str | None = None,
-    batch_size: int = 4,
-    **call: Any,
-) -> ForwardLoop:
+    pipeline: DiffusionPipeline, prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *,
+    steps: int = 20, component: str | None = None, batch_size: int = 4, **call: Any,
+) -> ForwardLoop:  # fmt: skip
     """Return a forward loop that generates the prompts' images with the model it is called with.
 
     Args:
         pipeline: Any text-to-image or text-to-video pipeline.
-        prompts: As for :func:`modelopt_nb.generate`.
-        seeds: As for :func:`modelopt_nb.generate`.
-        steps: Denoising steps.
+        prompts, seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
         component: The component that the model replaces: the transformer or UNet by default, or a text encoder or an
             autoencoder. Images are decoded only if it is an autoencoder.
-        batch_size: Images per call of the pipeline.
-        call: Further arguments of the pipeline, such as ``guidance_scale``.
 
     Raises:
         ValueError: No prompts, seeds that do not fit, more steps than the scheduler has, an unknown component.
@@ -56,8 +46,8 @@ def denoising_loop(
 def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
     """Return a forward loop that calls the model with each of ``inputs``; an algorithm may run it several times.
 
-    An input is a :class:`ModelCall`, a dict of keyword arguments, a tuple or list of positional arguments, or one tensor. A
-    generator is consumed at once.
+    An input is a :class:`ModelCall`, a dict of keyword arguments, a tuple or list of positional arguments, or one
+    tensor. A generator is consumed at once.
 
     Raises:
         ValueError: No inputs.
@@ -71,8 +61,10 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
                     entry(model)
                 elif isinstance(entry, Mapping):
                     model(**entry)
+                elif isinstance(entry, (tuple, list)):
+                    model(*entry)
                 else:
-                    model(*(entry if isinstance(entry, (tuple, list)) else (entry,)))
+                    model(entry)
 
     if next(iter(inputs), None) is None:
         raise ValueError("inputs is empty. Allowed: calls from record_calls, or inputs of the model")

@@ -12,7 +12,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from modelopt_nb.lab.pipelines.load import component_name
+from modelopt_nb.lab.pipelines.load import component_name, with_attribute
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,22 @@ class ModelCall:
     def output(self, model: nn.Module) -> torch.Tensor:
         """Repeat the call with gradients; returns the model's output."""
         output = (model if self.method == "forward" else getattr(model, self.method))(*self.args, **self.kwargs)
-        if isinstance(output, Mapping):  # an output class of Diffusers or Transformers
-            return next(iter(output.values()))
+        output = tuple(output.values()) if isinstance(output, Mapping) else output  # Diffusers' or Transformers' class
         return output[0] if isinstance(output, tuple) else output
 
 
 @contextlib.contextmanager
 def record_calls(
-    pipeline: DiffusionPipeline,
-    keep: int | None = 32,
-    *,
-    at: Sequence[float] | None = None,
-    component: str | None = None,
-    path: str | os.PathLike[str] | None = None,
-) -> Generator[list[ModelCall]]:
+    pipeline: DiffusionPipeline, keep: int | None = 32, *, at: Sequence[float] | None = None,
+    component: str | None = None, path: str | os.PathLike[str] | None = None,
+) -> Generator[list[ModelCall]]:  # fmt: skip
     """Record the calls of a component while the pipeline generates images inside the block.
 
     Args:
         pipeline: Any pipeline.
         keep: How many calls to keep, spread evenly over all, the first and the last among them. None keeps all.
-        at: Keep only calls of some denoising steps, named as shares of the way from the first (0) to the last (1). ``keep``
-            then counts among these.
+        at: Keep only calls of some denoising steps, named as shares of the way from the first (0) to the last (1).
+            ``keep`` then counts among these.
         component: A model of the pipeline; the transformer or UNet by default. An autoencoder's calls are those of
             ``decode`` and ``encode``.
         path: Also save the calls in this file when the block ends, for :func:`load_calls`; the write is atomic.
@@ -123,61 +118,44 @@ def _call_hooks(pipeline: Any, component: str | None, record: Callable[[ModelCal
     """Call ``record`` before each call of a component, with the denoising step that the scheduler is in."""
     model = getattr(pipeline, component_name(pipeline, component))
     scheduler: Any = getattr(pipeline, "scheduler", None)
-    step, steps = 0, 1
+    step, begun = 0, False
 
     def begin(*call: Any) -> None:
-        nonlocal step, steps
-        step, steps = 0, max(len(scheduler.timesteps), 1)
+        nonlocal step, begun
+        step, begun = 0, True
 
     def advance(*call: Any) -> None:
         nonlocal step
         step += 1
 
     def called(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        steps = max(len(scheduler.timesteps), 1) if begun else 1
         record(ModelCall(min(step, steps - 1), args, kwargs, steps, method))
-
-    def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        called("forward", args, kwargs)
 
     with contextlib.ExitStack() as stack:
         if scheduler is not None:
-            stack.enter_context(_wrapped(scheduler, "set_timesteps", after=begin))
-            stack.enter_context(_wrapped(scheduler, "step", after=advance))
-        stack.callback(model.register_forward_pre_hook(before_forward, with_kwargs=True).remove)
+            stack.enter_context(_method_hook(scheduler, "set_timesteps", begin))
+            stack.enter_context(_method_hook(scheduler, "step", advance))
+        hook = model.register_forward_pre_hook(
+            lambda _, args, kwargs: called("forward", args, kwargs), with_kwargs=True
+        )
+        stack.callback(hook.remove)
         for method in ("decode", "encode"):
             if hasattr(model, method) and not hasattr(model, "get_input_embeddings"):
-                stack.enter_context(_wrapped(model, method, before=functools.partial(called, method)))
+                stack.enter_context(_method_hook(model, method, functools.partial(called, method)))
         yield
 
 
-def _nothing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    pass
-
-
-@contextlib.contextmanager
-def _wrapped(
-    owner: Any,
-    name: str,
-    before: Callable[[tuple[Any, ...], dict[str, Any]], None] = _nothing,
-    after: Callable[[tuple[Any, ...], dict[str, Any]], None] = _nothing,
-) -> Generator[None]:
-    """Run ``before`` and ``after`` around each call of a method inside the block; its signature stays visible."""
-    original, own = getattr(owner, name), vars(owner).get(name)
+def _method_hook(owner: Any, name: str, before: Callable[..., None]) -> contextlib.AbstractContextManager[None]:
+    """Call ``before(args, kwargs)`` ahead of each call of a method inside the block."""
+    original = getattr(owner, name)
 
     @functools.wraps(original)  # pipelines inspect the signature of the scheduler's methods
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         before(args, kwargs)
-        result = original(*args, **kwargs)
-        after(args, kwargs)
-        return result
+        return original(*args, **kwargs)
 
-    setattr(owner, name, wrapper)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if own is not None:
-            setattr(owner, name, own)
+    return with_attribute(owner, name, wrapper)
 
 
 def save_calls(calls: Sequence[ModelCall], path: str | os.PathLike[str]) -> None:

@@ -1,1 +1,1 @@
-"""Compare variants of a model: what is measured (`variants`), how (`runner`), and how it is shown (`table`, `results`)."""
+"""Compare variants of a model: what is measured (`variants`), how (`runner`), how it is shown (`table`, `results`)."""

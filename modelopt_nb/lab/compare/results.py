@@ -42,14 +42,10 @@ class Comparison:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row per variant.
+        """One row per variant; ``source`` in :data:`COLUMNS` says what each column measures, its name has the unit.
 
-        ``precision``: what weights and activations are rounded to. ``weights MiB``, ``bits per weight`` and ``of bf16`` (bytes
-        over those of the same weights in bfloat16) are the component's, scales and dense layers included. ``peak MiB``: peak
-        memory of generating one image with packed weights (:meth:`Runner.peak`). ``s per step``: time of the packed component
-        in one denoising step of one image; for a text encoder or an autoencoder, its time for one image. ``PSNR dB`` and
-        ``SSIM``: means over the images, against dense. ``subject_ok`` and ``background_ok``, with the bounds of their 95 %
-        intervals: percent of the images that the classifier recognizes, if :func:`modelopt_nb.compare` knows what they show.
+        Memory and time are measured with packed weights; the time of an encoder or an autoencoder is that for one
+        image. ``subject_ok`` and ``background_ok`` exist if :func:`modelopt_nb.compare` knows what the images show.
         """
         rows = {v.name: v.numbers for v in self.variants}
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
@@ -62,7 +58,7 @@ class Comparison:
         return f"{self.component}, {len(self.prompts)} prompts, {self.steps} steps; {self.machine}"
 
     def table(self, *columns: str) -> Table:
-        """Round columns of :attr:`frame` for reading, with the caption; default: all without timings and interval bounds."""
+        """Round columns of :attr:`frame`, with the caption; by default all but timings and interval bounds."""
         frame = self.frame
         hidden = {column.name for column in COLUMNS if column.timing or column.bound}
         return Table(frame[list(columns) or [name for name in frame.columns if name not in hidden]], self.caption)

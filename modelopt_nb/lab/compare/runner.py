@@ -32,38 +32,27 @@ from modelopt_nb.lab.quality.metrics import Measure, psnr_and_ssim
 
 
 def compare(
-    pipeline: DiffusionPipeline,
-    variants: Sequence[str] | Mapping[str, str | ModelOptConfig],
-    prompts: Sequence[str] | pd.DataFrame,
-    seeds: int | Sequence[int] | None = None,
-    *,
-    steps: int = 20,
-    component: str | None = None,
-    batch_size: int = 4,
-    progress: bool = True,
-    measures: Mapping[str, Measure] | None = None,
-    **call: Any,
-) -> Comparison:
+    pipeline: DiffusionPipeline, variants: Sequence[str] | Mapping[str, str | ModelOptConfig],
+    prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *, steps: int = 20,
+    component: str | None = None, batch_size: int = 4, progress: bool = True,
+    measures: Mapping[str, Measure] | None = None, **call: Any,
+) -> Comparison:  # fmt: skip
     """Generate the same images with the dense model and with each variant, from the same noise, and measure both.
 
-    One variant is in memory at a time, next to the dense model that it is copied from. Prompts are encoded once; if a text
-    encoder is quantized, once per variant.
-    Memory and time are measured with packed weights. The images are generated with the weights dequantized once, if a check
-    shows that this gives the same output bit for bit, and with packed weights otherwise.
+    One variant is in memory at a time, next to the dense model that it is copied from. Prompts are encoded once; if a
+    text encoder is quantized, once per variant. Memory and time are measured with packed weights. Images are
+    generated with weights dequantized once if the output is then the same bit for bit, otherwise with packed ones.
 
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.
         variants: Quant types, or configurations by name. ``dense`` is always first.
         prompts: One image each; a list, or a frame with a column ``prompt`` (and ``seed``), as from
-            :func:`modelopt_nb.load_prompts`. For the embedded pipeline and a frame with ``subject`` and ``background``, the
-            images are also classified, and :attr:`Comparison.frame` has ``subject_ok`` and ``background_ok``.
-        seeds: One per prompt, or the first of consecutive ones. None: the frame's own, or 0, 1, 2 and so on.
-        steps: Denoising steps.
-        component: The component to quantize, such as ``"text_encoder"`` or ``"vae"``; the transformer or UNet by default.
-        batch_size: Images per call of the pipeline.
+            :func:`modelopt_nb.load_prompts`. For the embedded pipeline and a frame with ``subject`` and ``background``,
+            the images are also classified, and :attr:`Comparison.frame` has ``subject_ok`` and ``background_ok``.
+        seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
+        component: To quantize, such as ``"text_encoder"`` or ``"vae"``; the transformer or UNet by default.
         progress: Show a progress bar.
         measures: Further columns by name, such as ``{"LPIPS": lpips()}`` and ``{"CLIP score": clip_score()}``.
-        call: Further arguments of the pipeline, such as ``guidance_scale``, ``height``, ``max_sequence_length``.
 
     Returns:
         The comparison; after a KeyboardInterrupt, with the finished variants, and a warning.
@@ -73,9 +62,8 @@ def compare(
             configuration that fits no layer, lacks what its algorithm needs, or cannot run on this machine.
     """
     expected = None
-    frame: Any = prompts
-    if {"subject", "background"} <= set(getattr(prompts, "columns", ())) and is_embedded(pipeline):
-        expected = frame[["subject", "background"]]
+    if isinstance(prompts, pd.DataFrame) and {"subject", "background"} <= set(prompts) and is_embedded(pipeline):
+        expected = prompts[["subject", "background"]]
     texts, numbers = prompts_and_seeds(prompts, seeds)
     check_counts(pipeline, steps, batch_size)
     if taken := sorted({column.name for column in COLUMNS} & set(measures or ())):
@@ -91,7 +79,7 @@ def compare(
     bar = tqdm(total=total, disable=not progress, unit="step")
     runner = Runner(pipeline, part, texts, numbers, steps, batch_size, call, bar.update, expected, measures or {})
     try:
-        with bar, runner:
+        with bar, runner.caching():
             for name, config in {DENSE: None, **configs}.items():
                 bar.set_description(name)
                 reference = comparison.variants[0].images if comparison.variants else None
@@ -99,17 +87,16 @@ def compare(
     except KeyboardInterrupt:
         if not comparison.variants:
             raise
-        finished = f"{len(comparison.variants)} of {1 + len(configs)} variants"
-        warnings.warn(f"interrupted: {finished} are finished, and are kept", stacklevel=2)
+        finished = f"{len(comparison.variants)} of {1 + len(configs)} variants are finished"
+        warnings.warn(f"interrupted: {finished}, and are kept", stacklevel=2)
     return comparison
 
 
 @dataclass
 class Runner:
-    """Generate with one variant after another through the same pipeline, and measure each; a context manager.
+    """Generate with one variant after another through the same pipeline, and measure each.
 
-    Prompts are encoded once inside it, unless ``part`` is an encoder. ``tick`` is called after each denoising step, ``shown``
-    with a variant's images as soon as they are generated, before anything is measured.
+    ``tick`` is called after each denoising step, ``shown`` with a variant's images before anything is measured.
     """
 
     pipeline: DiffusionPipeline
@@ -125,16 +112,12 @@ class Runner:
     shown: Callable[[list[np.ndarray]], Any] = lambda images: None
     _calls: list[ModelCall] = field(default_factory=list, init=False)  # of the dense model, in one step of one image
 
-    def __enter__(self) -> "Runner":
+    def __post_init__(self) -> None:
         self.dense = getattr(self.pipeline, self.part)
-        with contextlib.ExitStack() as stack:
-            if "encoder" not in self.part:
-                stack.enter_context(cached_prompt_embeddings(self.pipeline))
-            self._stack = stack.pop_all()
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def caching(self) -> contextlib.AbstractContextManager[None]:
+        """Encode each prompt once inside the block, unless the component is an encoder."""
+        return contextlib.nullcontext() if "encoder" in self.part else cached_prompt_embeddings(self.pipeline)
 
     def run(self, name: str, config: ModelOptConfig | None, reference: list[np.ndarray] | None = None) -> Variant:
         """Generate with the dense model (``config`` None) or with a quantized copy of it, and measure it.
@@ -144,20 +127,22 @@ class Runner:
         if not self._calls:
             self._record()
         if config is None:
-            return self._run(name, self.dense, None)
+            return self._run(name, self.dense, None, reference)
         device = next(self.dense.parameters()).device
         model = copy.deepcopy(self.dense.to("cpu") if device.type == "cuda" else self.dense).to(device)
         try:
             return self._run(name, model, quantize(model, config), reference)
         finally:
-            _release(model)
+            for module in model.modules():  # ModelOpt's layers refer to themselves: free their weights at once
+                vars(module)["_parameters"].clear()
+                vars(module)["_buffers"].clear()
             self.dense.to(device)
 
     def peak(self) -> int:
         """Measure the peak memory in bytes while one image is generated in one denoising step, its prompt encoded too.
 
-        On CUDA the peak of PyTorch's allocator. On a CPU, where PyTorch counts nothing, the weights of all models of the
-        pipeline plus the peak of the tensors made meanwhile (:attr:`modelopt_nb.PeakMemory.tensors`).
+        On CUDA the peak of PyTorch's allocator. On a CPU, where PyTorch counts nothing, the weights of all models of
+        the pipeline plus the peak of the tensors made meanwhile (:attr:`modelopt_nb.PeakMemory.tensors`).
         """
         with uncached_prompt_embeddings(self.pipeline), peak_memory() as memory:
             generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=1, **self.call)
@@ -166,9 +151,7 @@ class Runner:
         models = [part for part in self.pipeline.components.values() if hasattr(part, "parameters")]
         return sum(weight_bytes(model).total for model in models) + (memory.tensors or 0)
 
-    def _run(
-        self, name: str, model: nn.Module, report: Report | None, reference: list[np.ndarray] | None = None
-    ) -> Variant:
+    def _run(self, name: str, model: nn.Module, report: Report | None, reference: list[np.ndarray] | None) -> Variant:
         with with_component(self.pipeline, self.part, model):
             with dequantized(model):
                 images = self._generate()
@@ -183,8 +166,10 @@ class Runner:
         psnr, ssim = psnr_and_ssim(list(zip(images, reference or [], strict=reference is not None)))
         rows = list(zip(images, reference or [None] * len(images), self.prompts, strict=True))
         measures = {name: [measure(*row) for row in rows] for name, measure in self.measures.items()}
-        weights, correct = weight_bytes(model), self._classify(images)
-        return Variant(name, weights, peak, step, images, psnr, ssim, report, correct, measures)
+        correct = None
+        if self.expected is not None:
+            correct = (classify(images) == self.expected.reset_index(drop=True)).add_suffix("_ok")
+        return Variant(name, weight_bytes(model), peak, step, images, psnr, ssim, report, correct, measures)
 
     def _generate(self) -> list[np.ndarray]:
         """Generate all images, ticking at each step; a ``callback_on_step_end`` of the caller's runs too."""
@@ -211,17 +196,3 @@ class Runner:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return output
-
-    def _classify(self, images: list[np.ndarray]) -> pd.DataFrame | None:
-        """Return which images the classifier recognizes, if it is known what they should show."""
-        if self.expected is None:
-            return None
-        labels = classify(images)
-        return pd.DataFrame({f"{x}_ok": (labels[x].array == self.expected[x].array) for x in self.expected.columns})
-
-
-def _release(model: nn.Module) -> None:
-    """Free a model's memory at once; ModelOpt's layers hold references to themselves until the next garbage collection."""
-    for module in model.modules():
-        vars(module)["_parameters"].clear()
-        vars(module)["_buffers"].clear()

@@ -15,7 +15,7 @@ DIGITS: dict[str, int] = {c.name: c.digits for c in COLUMNS if c.digits is not N
 
 
 def as_text(name: str, value: float) -> str:
-    """Format a number with the digits of the column ``name``; of an unknown column, integers with none, others with two."""
+    """Format a number with the digits of its column; in an unknown column, integers with none, others with two."""
     return f"{value:.{DIGITS.get(name, 0 if isinstance(value, Integral) else 2)}f}"
 
 

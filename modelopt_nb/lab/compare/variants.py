@@ -21,10 +21,10 @@ DENSE = "dense"
 class Variant:
     """The measurements of one variant; a row of a comparison.
 
-    ``weights`` are the bytes of the quantized component, ``peak`` is in bytes (:meth:`Runner.peak`), ``step`` in seconds.
-    ``images`` are uint8 (height, width, 3), in the order of the prompts; ``psnr`` (dB), ``ssim`` and ``measures`` have one
-    value per image, ``psnr`` and ``ssim`` none for dense. ``correct`` holds the classifier's hits: boolean columns
-    ``subject_ok`` and ``background_ok``, one row per image.
+    ``weights`` are the bytes of the quantized component, ``peak`` is in bytes (:meth:`Runner.peak`), ``step`` in
+    seconds. ``images`` are uint8 (height, width, 3), in the order of the prompts; ``psnr`` (dB), ``ssim`` and
+    ``measures`` have one value per image, ``psnr`` and ``ssim`` none for dense. ``correct`` holds the classifier's
+    hits: boolean columns ``subject_ok`` and ``background_ok``, one row per image.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """The row of :attr:`Comparison.frame`: values by the names of :data:`COLUMNS`, then the means of ``measures``."""
+        """The row of :attr:`Comparison.frame`: values by the names of :data:`COLUMNS`, then means of ``measures``."""
         values = {column.name: column.value(self) for column in COLUMNS if column.value}
         means = {name: statistics.fmean(measure) for name, measure in self.measures.items()}
         return {name: value for name, value in values.items() if value is not None} | means
@@ -50,8 +50,8 @@ class Variant:
 class Column:
     """One column of a comparison.
 
-    ``name`` contains the unit, ``digits`` are the decimals shown (None: text), ``source`` says what the number is. ``value``
-    computes it from a variant, or returns None for a variant without it; a column without ``value`` is filled by the explorer.
+    ``name`` contains the unit, ``digits`` are the decimals shown (None: text), ``source`` says what the number is.
+    ``value`` computes it from a variant, None if that has none; the explorer fills columns without ``value``.
     """
 
     name: str
@@ -74,19 +74,20 @@ def _correct(name: str) -> tuple[Column, ...]:
         return lambda v: None if v.correct is None else percent(v.correct[f"{name}_ok"].tolist())[index]
 
     source = f"images whose {name} the classifier recognizes, percent"
+    low, high = (f"{source}: {bound} bound of the 95 % interval" for bound in ("lower", "upper"))
     return (
         Column(f"{name}_ok", 1, source, end(0), explorer=False),
-        Column(f"{name}_ok low", 1, f"{source}: lower bound of the 95 % interval", end(1), bound=True, explorer=False),
-        Column(f"{name}_ok high", 1, f"{source}: upper bound of the 95 % interval", end(2), bound=True, explorer=False),
+        Column(f"{name}_ok low", 1, low, end(1), bound=True, explorer=False),
+        Column(f"{name}_ok high", 1, high, end(2), bound=True, explorer=False),
     )
 
 
 #: The columns of :attr:`Comparison.frame`, of its tables and of the explorer, in their order.
 COLUMNS: tuple[Column, ...] = (
-    Column("precision", None, "what weights and activations are rounded to", lambda v: v.report.precision if v.report else DENSE),
+    Column("precision", None, "types of weights and activations", lambda v: v.report.precision if v.report else DENSE),
     Column("weights MiB", 2, "bytes of the component's parameters and buffers", lambda v: v.weights.mib),
-    Column("bits per weight", 2, "these bytes per weight, scales and dense layers included", lambda v: v.weights.bits_per_weight),
-    Column("of bf16", 3, "these bytes over those of the same weights in bfloat16", lambda v: v.weights.of_bf16, explorer=False),
+    Column("bits per weight", 2, "bits per weight, scales included", lambda v: v.weights.bits_per_weight),
+    Column("of bf16", 3, "these bytes over those of bfloat16 weights", lambda v: v.weights.of_bf16, explorer=False),
     Column("of dense", 2, "these bytes over those of the dense component"),
     Column("peak MiB", 0, "peak memory of generating one image: see Runner.peak", lambda v: v.peak / MIB),
     Column("s per step", 4, "time of the component in one denoising step of one image", lambda v: v.step, timing=True),
@@ -99,12 +100,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def configs_by_name(variants: Sequence[str] | Mapping[str, str | ModelOptConfig]) -> dict[str, ModelOptConfig]:
-    """Return ``variants`` as configurations by name, without dense.
-
-    Raises:
-        TypeError: Neither a list of quant types nor a dict of configurations by name.
-        ValueError: A name twice, an unknown quant type.
-    """
+    """Return ``variants`` as configurations by name, without dense. Raises TypeError, ValueError."""
     if isinstance(variants, str) or not isinstance(variants, (Mapping, Sequence)):
         raise TypeError(f"variants={variants!r} is neither a list of quant types nor a dict of configurations by name")
     items = variants.items() if isinstance(variants, Mapping) else [(str(v), v) for v in variants]

@@ -20,9 +20,9 @@ _ATTENTION = {
     "out": r"(to_out(\.\d+)?|to_add_out|add_out|out_proj|o)",
 }
 _EMBEDDING = (
-    r"embed|(caption|text)_projection|adaln_single\.emb|^proj_in$|^conv_in$|^(timestep|global|cross_attention)_proj"
+    r"embed|(caption|text)_projection|adaln_single\.emb|^(proj|conv)_in$|^(timestep|global|cross_attention)_proj"
 )
-_MODULATION = r"modulation|adaln_single\.linear|time_embed\.linear|time_emb_proj|(^|\.)norm\w*\.linear|ada_?norm|condition_embedder\.time_proj"
+_MODULATION = r"modulation|(adaln_single|time_embed|(^|\.)norm\w*)\.linear|time_emb_proj|ada_?norm|embedder\.time_proj"
 _FEED_FORWARD = r"(^|\.)(ff\w*|mlp|ffn|feed_forward|DenseReluDense|proj_mlp)(\.|$)"
 _BLOCK = re.compile(r"((?:[a-z]\w*\.)*?(?:(?:\w*blocks|layers?|block)\.\d+|mid_block))\.")
 
@@ -30,7 +30,8 @@ _BLOCK = re.compile(r"((?:[a-z]\w*\.)*?(?:(?:\w*blocks|layers?|block)\.\d+|mid_b
 def layer_kind(row: LayerRow, modules: Mapping[str, nn.Module]) -> str:
     """Return the kind of one layer, from its name in Diffusers or Transformers and from the module that holds it."""
     name, inside = row.name, _BLOCK.match(row.name) is not None
-    last = _last_part(name)
+    found = re.search(r"([A-Za-z]\w*)?(\.?\d+)?$", name)  # the last part, with an index that follows it: to_out.0
+    last = found.group() if found else name
     convolution = "pointwise convolution" if row.is_pointwise else "convolution"
     if row.is_convolution and inside:
         return convolution
@@ -38,9 +39,7 @@ def layer_kind(row: LayerRow, modules: Mapping[str, nn.Module]) -> str:
     if "ttention" in type(parent).__name__ or re.search(r"attn|attention", name):
         for part, pattern in _ATTENTION.items():
             if re.fullmatch(pattern, last):
-                crossed = getattr(parent, "is_cross_attention", None)
-                if crossed is None:
-                    crossed = re.search("attn2|cross|EncDec", name)
+                crossed = getattr(parent, "is_cross_attention", re.search("attn2|cross|EncDec", name))
                 return f"{'cross-' if crossed else ''}attention {part}"
     if re.search(_MODULATION, name):
         return "modulation"
@@ -51,12 +50,6 @@ def layer_kind(row: LayerRow, modules: Mapping[str, nn.Module]) -> str:
     if not inside and re.fullmatch(r"proj_out\w*|conv_out|final_layer\w*|lm_head", last):
         return "output projection"
     return convolution if row.is_convolution else "other"
-
-
-def _last_part(name: str) -> str:
-    """Return the last part of a layer's name, with an index that follows it: ``to_out.0``."""
-    found = re.search(r"([A-Za-z]\w*)?(\.?\d+)?$", name)
-    return found.group() if found else name
 
 
 def layer_blocks(names: Iterable[str]) -> dict[str, int]:

@@ -23,15 +23,10 @@ def layer_frame(model: nn.Module, config: ModelOptConfig | None = None) -> "pd.D
     """
     rows, modules = describe_layers(model).rows, dict(model.named_modules())
     blocks = layer_blocks(row.name for row in rows)
-    frame = pd.DataFrame(
-        {
-            "kind": [layer_kind(row, modules) for row in rows],
-            "block": pd.array([blocks.get(row.name) for row in rows], dtype="Int64"),
-            "shape": [row.shape for row in rows],
-            "dense bytes": [row.bytes for row in rows],
-        },
-        index=pd.Index([row.name for row in rows], name="layer"),
-    )
+    frame = pd.DataFrame(index=pd.Index([row.name for row in rows], name="layer"))
+    frame["kind"] = [layer_kind(row, modules) for row in rows]
+    frame["block"] = pd.array([blocks.get(row.name) for row in rows], dtype="Int64")
+    frame["shape"], frame["dense bytes"] = [row.shape for row in rows], [row.bytes for row in rows]
     if config is not None:
         layers = {x.name: x for x in plan(model, config).layers}
         for column, field in (("packed bytes", "packed_bytes"), ("packed", "packed"), ("reason", "reason")):
@@ -40,12 +35,9 @@ def layer_frame(model: nn.Module, config: ModelOptConfig | None = None) -> "pd.D
 
 
 def select(
-    model: nn.Module,
-    pattern: str | Iterable[str] | None = None,
-    *,
-    kind: str | Iterable[str] | None = None,
+    model: nn.Module, pattern: str | Iterable[str] | None = None, *, kind: str | Iterable[str] | None = None,
     blocks: int | Iterable[int] | None = None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Select layers by name, kind and block; the result goes into ``modules_to_not_convert``.
 
     Args:

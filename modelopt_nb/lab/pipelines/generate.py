@@ -11,19 +11,14 @@ import pandas as pd
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from modelopt_nb.lab.pipelines.load import with_attribute
 from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
 
 
 def generate(
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[str] | pd.DataFrame,
-    seeds: int | Sequence[int] | None = None,
-    *,
-    steps: int = 20,
-    batch_size: int = 4,
-    decode: bool = True,
-    **call: Any,
-) -> list[np.ndarray]:
+    pipeline: DiffusionPipeline, prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *,
+    steps: int = 20, batch_size: int = 4, decode: bool = True, **call: Any,
+) -> list[np.ndarray]:  # fmt: skip
     """Generate one image per prompt, each from the noise of its own CPU generator; no progress bars.
 
     Args:
@@ -33,8 +28,8 @@ def generate(
         steps: Denoising steps.
         batch_size: Images per call of the pipeline.
         decode: False skips decoding if the pipeline can return latents, and returns an empty list.
-        call: Further arguments of the pipeline, such as ``guidance_scale`` or ``callback_on_step_end``. Without ``height``
-            and ``width``, images have the size that the model was trained for (:func:`native_size`).
+        call: Further arguments of the pipeline, such as ``guidance_scale`` or ``callback_on_step_end``. Without
+            ``height`` and ``width``, images have the size that the model was trained for (:func:`native_size`).
 
     Returns:
         uint8 arrays (height, width, 3), for videos (frames, height, width, 3), in the order of the prompts.
@@ -50,12 +45,12 @@ def generate(
     if decode or "output_type" in inspect.signature(pipe.__call__).parameters:
         options["output_type"] = "np" if decode else "latent"
     images: list[np.ndarray] = []
-    with _without_progress_bars(pipeline):
+    bars = {**getattr(pipeline, "_progress_bar_config", {}), "disable": True}
+    with with_attribute(pipeline, "_progress_bar_config", bars):
         for i in range(0, len(texts), batch_size):
+            batch = texts[i : i + batch_size]
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in numbers[i : i + batch_size]]
-            result = pipe(
-                prompt=texts[i : i + batch_size], generator=generators, num_inference_steps=steps, **options, **call
-            )
+            result = pipe(prompt=batch, generator=generators, num_inference_steps=steps, **options, **call)
             if decode:
                 images += _as_uint8(result, f"{type(pipeline).__name__} with steps={steps}, {call}")
     return images
@@ -78,22 +73,11 @@ def check_counts(pipeline: DiffusionPipeline, steps: int, batch_size: int = 1) -
         raise ValueError(f"batch_size={batch_size!r} is not allowed. Allowed: a whole number of 1 or more")
 
 
-@contextlib.contextmanager
-def _without_progress_bars(pipeline: Any) -> Generator[None]:
-    """Disable the pipeline's progress bars; restore its own settings afterwards."""
-    before = getattr(pipeline, "_progress_bar_config", {})
-    pipeline.set_progress_bar_config(**before | {"disable": True})
-    try:
-        yield
-    finally:
-        pipeline._progress_bar_config = before
-
-
 def native_size(pipeline: Any) -> dict[str, int]:
-    """Return ``height`` and ``width`` in px that the transformer was trained for, if the pipeline defaults to other values.
+    """Return ``height`` and ``width`` in px of the transformer's training, if the pipeline may default to other values.
 
-    ``SanaPipeline`` defaults to 1024 px for every transformer and enlarges the images of a smaller one. Empty for a pipeline
-    that takes the size from its model, and for a model that does not state its size.
+    ``SanaPipeline`` defaults to 1024 px for every transformer and enlarges the images of a smaller one. Empty for a
+    pipeline that takes the size from its model, and for a model that does not state its size.
     """
     height = inspect.signature(pipeline.__call__).parameters.get("height")
     model = getattr(pipeline, "transformer", None)
@@ -119,11 +103,8 @@ def cached_prompt_embeddings(pipeline: Any) -> Generator[None]:
             cache[key] = encode(*args, **kwargs)
         return cache[key]
 
-    pipeline.encode_prompt = encode_prompt
-    try:
+    with with_attribute(pipeline, "encode_prompt", encode_prompt):
         yield
-    finally:
-        del pipeline.encode_prompt
 
 
 @contextlib.contextmanager

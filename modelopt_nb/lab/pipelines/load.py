@@ -14,24 +14,19 @@ from transformers.utils import logging as transformers_logging
 from modelopt_nb.lab.pipelines.prompts import DATA
 
 EMBEDDED = DATA / "emoji-sana"
-
-#: Quantized by default: the first of these that the pipeline has.
-COMPONENTS = ("transformer", "unet")
+COMPONENTS = ("transformer", "unet")  # the first that a pipeline has is quantized by default
 
 
 def load_pipeline(
-    name_or_path: str | Path | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-    **options: Any,
-) -> DiffusionPipeline:
+    name_or_path: str | Path | None = None, *, dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None, **options: Any,
+) -> DiffusionPipeline:  # fmt: skip
     """Load a Diffusers pipeline; the embedded one by default.
 
     Args:
         name_or_path: A pipeline folder, or a hub id such as ``Efficient-Large-Model/Sana_600M_1024px_diffusers``.
-        dtype: Of the weights in memory. Default: bfloat16 on CUDA, float32 elsewhere (CPUs without bfloat16 instructions
-            take ten times longer in it).
+        dtype: Of the weights in memory. Default: bfloat16 on CUDA, float32 elsewhere (CPUs without bfloat16
+            instructions take ten times longer in it).
         device: Default: CUDA if available, else the CPU.
         options: Passed to ``DiffusionPipeline.from_pretrained``.
 
@@ -41,10 +36,9 @@ def load_pipeline(
     path = Path(EMBEDDED if name_or_path is None else name_or_path)
     hub_id = len(path.parts) == 2 and not path.is_absolute() and not str(name_or_path).startswith(".")
     if not (path / "model_index.json").is_file() and (path.exists() or not hub_id):
-        raise FileNotFoundError(
-            f"name_or_path={str(path)!r} is not a pipeline folder: it has no model_index.json. Allowed: a folder saved by "
-            "save_pretrained, a hub id 'owner/name', or nothing for the embedded pipeline (in the repository's data/)"
-        )
+        wrong = f"name_or_path={str(path)!r} is not a pipeline folder: it has no model_index.json"
+        allowed = "a folder saved by save_pretrained, a hub id 'owner/name', or None for the embedded pipeline"
+        raise FileNotFoundError(f"{wrong}. Allowed: {allowed} (in the repository's data/)")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     with no_loading_bars() if path.exists() else contextlib.nullcontext():
@@ -61,8 +55,7 @@ def is_embedded(pipeline: DiffusionPipeline) -> bool:
 @contextlib.contextmanager
 def no_loading_bars() -> Generator[None]:
     """Hide the loading bars of Diffusers and Transformers: they differ between runs of a notebook."""
-    libraries: list[Any] = [diffusers_logging, transformers_logging]
-    libraries = [library for library in libraries if library.is_progress_bar_enabled()]
+    libraries: list[Any] = [x for x in (diffusers_logging, transformers_logging) if x.is_progress_bar_enabled()]
     for library in libraries:
         library.disable_progress_bar()
     try:
@@ -73,31 +66,32 @@ def no_loading_bars() -> Generator[None]:
 
 
 def component_name(pipeline: DiffusionPipeline, component: str | None = None) -> str:
-    """Return the name of the component to quantize: ``component``, or by default the transformer or the UNet.
-
-    Raises:
-        ValueError: ``component`` is not a model of the pipeline.
-    """
+    """Return the component to quantize, by default the transformer or UNet. Raises ValueError if there is none."""
     models = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module)]
     name = component or next((name for name in COMPONENTS if name in models), None)
     if name not in models:
-        raise ValueError(
-            f"component={name!r} is not a model of {type(pipeline).__name__}. Allowed: {', '.join(models)}"
-        )
+        wrong = f"component={name!r} is not a model of {type(pipeline).__name__}"
+        raise ValueError(f"{wrong}. Allowed: {', '.join(models)}")
     return name
 
 
 def is_codec(pipeline: DiffusionPipeline, component: str) -> bool:
-    """Return whether a component decodes latents, as an autoencoder does: it is only called while images are decoded."""
+    """Return whether a component decodes latents: it is only called while images are decoded."""
     return hasattr(getattr(pipeline, component), "decode")
 
 
 @contextlib.contextmanager
-def with_component(pipeline: DiffusionPipeline, component: str, model: nn.Module) -> Generator[None]:
-    """Use ``model`` as the pipeline's ``component`` inside the block."""
-    original = getattr(pipeline, component)
-    setattr(pipeline, component, model)
+def with_attribute(owner: Any, name: str, value: Any) -> Generator[None]:
+    """Set an attribute inside the block; afterwards restore it, or delete it if only the class has it."""
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(pipeline, component, original)
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+with_component = with_attribute  # a pipeline's components are its attributes

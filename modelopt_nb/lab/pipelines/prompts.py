@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,35 +12,25 @@ DATA = Path(__file__).resolve().parents[3] / "data"
 def prompts_and_seeds(
     prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None
 ) -> tuple[list[str], list[int]]:
-    """Return the prompts as a list, from a frame's column ``prompt`` too, and one seed per prompt.
-
-    ``seeds`` has one per prompt, or is the first of consecutive ones. None: the frame's column ``seed``, or 0, 1, 2 and so on.
-
-    Raises:
-        ValueError: No prompts, or seeds that do not fit.
-    """
-    texts: Any = prompts
-    if hasattr(prompts, "columns"):
-        frame: Any = prompts
-        texts = frame["prompt"].tolist()
-        if seeds is None and "seed" in frame.columns:
-            seeds = frame["seed"].tolist()
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+    """Return lists of prompts and seeds, from the arguments of :func:`modelopt_nb.generate`. Raises ValueError."""
+    if isinstance(prompts, pd.DataFrame):
+        seeds = prompts["seed"].tolist() if seeds is None and "seed" in prompts else seeds
+        prompts = prompts["prompt"].tolist()
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings in a list")
     first = seeds or 0
-    numbers = list(range(first, first + len(texts))) if isinstance(first, int) else list(first)
-    if len(numbers) != len(texts):
-        raise ValueError(
-            f"seeds has {len(numbers)} entries for {len(texts)} prompts. Allowed: one number, or one per prompt"
-        )
-    return list(texts), numbers
+    numbers = list(range(first, first + len(prompts))) if isinstance(first, int) else list(first)
+    if len(numbers) != len(prompts):
+        wrong = f"seeds has {len(numbers)} entries for {len(prompts)} prompts"
+        raise ValueError(f"{wrong}. Allowed: one number, or one per prompt")
+    return list(prompts), numbers
 
 
 def load_prompts(split: str, n: int | None = None) -> pd.DataFrame:
     """Load a split of ``data/prompts.csv``: columns prompt, seed, subject, background, split.
 
-    ``split`` is ``show`` (12 rows, for grids), ``measure`` (256, for tables) or ``calibrate`` (128, for forward loops); ``n``
-    keeps the first rows. No pair of subject and background is in two splits.
+    ``split`` is ``show`` (12 rows, for grids), ``measure`` (256, for tables) or ``calibrate`` (128, for forward loops);
+    ``n`` keeps the first rows. No pair of subject and background is in two splits.
 
     Raises:
         ValueError: An unknown split, or ``n`` below 1 or above its rows.

@@ -24,13 +24,10 @@ def plot_layers(maps: Mapping[str, pd.DataFrame]) -> Figure:
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
     for ax, (name, frame) in zip(panels, frames.items(), strict=True):
-        in_packed, before, after = (
-            frame.assign(bytes=values)
-            .pivot_table(index="kind", columns="block", values="bytes", aggfunc="sum")
-            .reindex(index=kinds, columns=list(blocks))
-            .to_numpy(float)
-            for values in (frame["dense bytes"].where(frame["packed"], 0), frame["dense bytes"], frame["packed bytes"])
-        )
+        frame = frame.assign(inside=frame["dense bytes"].where(frame["packed"], 0))
+        sums = frame.groupby(["kind", "block"])[["inside", "dense bytes", "packed bytes"]].sum()
+        cells = sums.reindex(pd.MultiIndex.from_product([kinds, blocks])).to_numpy(float)
+        in_packed, before, after = cells.T.reshape(3, len(kinds), len(blocks))
         ax.imshow(in_packed / before, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
         for y, x in np.argwhere(~np.isnan(after)):
             ax.text(x, y, f"{after[y, x] / MIB:.2f}", ha="center", va="center", fontsize=5.5)
@@ -71,9 +68,8 @@ def plot_ranges(ranges: pd.DataFrame) -> Figure:
     amax = ranges.max(axis=1)
     figure = Figure(figsize=(9, 1.2 + 0.085 * len(ranges)), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    image = left.imshow(
-        ranges.div(amax, axis=0), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest"
-    )
+    shares = ranges.div(amax, axis=0)
+    image = left.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     left.set_yticks(range(len(ranges)), ranges.index, fontsize=4)
     columns = range(0, ranges.shape[1], max(1, ranges.shape[1] // 10))
     left.set_xticks(columns, [str(ranges.columns[i]) for i in columns], fontsize=7)

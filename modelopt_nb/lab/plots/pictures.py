@@ -10,13 +10,9 @@ from modelopt_nb.lab.plots.style import frame_of, image_axes, label_row, mean_db
 
 
 def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
-    """Plot the images of a comparison: a row per prompt, a column per variant, dense first.
+    """Plot the images of a comparison: a row per prompt, or per each of the first ``rows``, and a column per variant.
 
-    The captions have the component's MiB and the PSNR against dense in dB.
-
-    Args:
-        comparison: Any comparison; of videos, the middle frame is shown.
-        rows: Show only the first prompts; None shows all.
+    The captions have the component's MiB and the PSNR against dense in dB. Of videos, the middle frame is shown.
     """
     prompts, variants = comparison.prompts[:rows], comparison.variants
     figure, axes = image_axes(len(prompts), len(variants))
@@ -41,12 +37,9 @@ def plot_pictures(pictures: Mapping[str, np.ndarray]) -> Figure:
 
 
 def plot_difference(comparison: Comparison, row: int = 0, gain: float = 5.0) -> Figure:
-    """Plot one prompt's images and, below them, their differences from dense.
+    """Plot the images of the prompt with index ``row`` and, below them, their differences from dense.
 
-    Args:
-        comparison: Any comparison.
-        row: Index of the prompt.
-        gain: Factor of the differences; mid-grey is no difference.
+    The differences are multiplied by ``gain``; mid-grey is no difference.
     """
     variants = comparison.variants
     figure, axes = image_axes(2, len(variants))

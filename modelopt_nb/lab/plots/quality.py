@@ -18,17 +18,9 @@ def plot_quality(comparison: Comparison) -> Figure:
     ax.axvline(dense.weights.mib, color=STYLE["dense"][0], linestyle="--", linewidth=1, label="dense")
     for variant in others:
         colour, marker = variant_style(variant)
-        mean = statistics.fmean(variant.psnr)
-        ax.errorbar(
-            variant.weights.mib,
-            mean,
-            [[mean - min(variant.psnr)], [max(variant.psnr) - mean]],
-            color=colour,
-            marker=marker,
-            markersize=7,
-            capsize=3,
-            label=variant.name,
-        )
+        mean, mib = statistics.fmean(variant.psnr), variant.weights.mib
+        spread = [[mean - min(variant.psnr)], [max(variant.psnr) - mean]]
+        ax.errorbar(mib, mean, spread, color=colour, marker=marker, markersize=7, capsize=3, label=variant.name)
     ax.set_title("Quality against bytes: mean, worst and best prompt", fontsize=10)
     ax.set_xlim(left=0)
     _label_axes(ax, comparison)
@@ -66,20 +58,16 @@ def plot_schemes(comparison: Comparison) -> Figure:
     """Plot classifier accuracy with 95 % intervals, and PSNR against dense: a row per variant, fewest bits first.
 
     Raises:
-        ValueError: The prompts do not say their subject and background, as those of :func:`modelopt_nb.load_prompts` do.
+        ValueError: The prompts are without subject and background, which :func:`modelopt_nb.load_prompts` gives.
     """
     frame = comparison.frame.sort_values("bits per weight", kind="stable")
     if "subject_ok" not in frame:
         raise ValueError("comparison has no column subject_ok. Allowed: comparisons on prompts from load_prompts(...)")
     styles = {v.name: variant_style(v) for v in comparison.variants}
     figure = Figure(figsize=(8.4, 1.1 + 0.3 * len(frame)), dpi=100, layout="constrained")
-    columns = {
-        "subject_ok": "classifier: subject right, %",
-        "background_ok": "classifier: background right, %",
-        "PSNR dB": "PSNR against dense, dB",
-    }
-    panels = figure.subplots(1, len(columns), sharey=True)
-    for ax, (column, title) in zip(panels, columns.items(), strict=True):
+    titles = ("classifier: subject right, %", "classifier: background right, %", "PSNR against dense, dB")
+    panels = figure.subplots(1, 3, sharey=True)
+    for ax, column, title in zip(panels, ("subject_ok", "background_ok", "PSNR dB"), titles, strict=True):
         for y, name in enumerate(frame.index):
             colour, marker = styles[str(name)]
             if f"{column} low" in frame:

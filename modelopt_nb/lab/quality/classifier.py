@@ -26,27 +26,18 @@ def load_classifier(path: Path = CLASSIFIER) -> ResNetForImageClassification:
         FileNotFoundError: ``path`` is not a classifier's folder.
     """
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"path={str(path)!r} is not a classifier's folder. Allowed: a folder like the repository's data/emoji-classifier"
-        )
+        wrong = f"path={str(path)!r} is not a classifier's folder"
+        raise FileNotFoundError(f"{wrong}. Allowed: a folder like the repository's data/emoji-classifier")
     with no_loading_bars():
         return ResNetForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
-
-
-def _as_input(images: Sequence[np.ndarray]) -> torch.Tensor:
-    """Convert images to the classifier's input: float32 (n, 3, SIDE, SIDE) in -1..1, downscaled by averaging."""
-    frames = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
-    return F.interpolate(frames, (SIDE, SIDE), mode="area") / 127.5 - 1
 
 
 def classify(images: Sequence[np.ndarray], path: Path = CLASSIFIER) -> pd.DataFrame:
     """Classify images, uint8 (height, width, 3): columns ``subject`` and ``background``, one row per image."""
     classifier = load_classifier(path)
+    frames = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
-        logits = classifier(_as_input(images)).logits
+        logits = classifier(F.interpolate(frames, (SIDE, SIDE), mode="area") / 127.5 - 1).logits
     names = list((classifier.config.id2label or {}).values())
-    best = {
-        "subject": logits[:, :-BACKGROUNDS].argmax(1),
-        "background": logits[:, -BACKGROUNDS:].argmax(1) - BACKGROUNDS,
-    }
-    return pd.DataFrame({column: [names[i] for i in index.tolist()] for column, index in best.items()})
+    subjects, backgrounds = logits[:, :-BACKGROUNDS].argmax(1), logits[:, -BACKGROUNDS:].argmax(1) - BACKGROUNDS
+    return pd.DataFrame({"subject": [names[i] for i in subjects], "background": [names[i] for i in backgrounds]})

@@ -10,16 +10,15 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from transformers import CLIPModel, CLIPProcessor
 
-#: An entry of ``measures`` of :func:`modelopt_nb.compare`: image, dense image (None for dense itself), prompt -> a number.
+#: A function for ``measures`` of :func:`modelopt_nb.compare`: image, dense image (None for dense), prompt -> a number.
 Measure = Callable[[np.ndarray, "np.ndarray | None", str], float]
 
 
 def _check_pair(image: np.ndarray, reference: np.ndarray) -> None:
     for name, array in (("image", image), ("reference", reference)):
         if array.dtype != np.uint8 or array.ndim not in (3, 4):
-            raise ValueError(
-                f"{name} is {array.dtype} of shape {array.shape}. Allowed: uint8 (height, width, 3), or frames of it"
-            )
+            allowed = "uint8 (height, width, 3), or frames of it"
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}. Allowed: {allowed}")
     if image.shape != reference.shape:
         raise ValueError(f"image has shape {image.shape} and reference {reference.shape}. Allowed: equal shapes")
 
@@ -27,10 +26,7 @@ def _check_pair(image: np.ndarray, reference: np.ndarray) -> None:
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     """Compute the peak signal-to-noise ratio in dB, ``inf`` for equal images.
 
-    Both are uint8 (height, width, 3), or (frames, height, width, 3).
-
-    Raises:
-        ValueError: Another dtype, or shapes that differ.
+    Both are uint8 (height, width, 3), or (frames, height, width, 3), of equal shape; others raise ValueError.
 
     Source: ``skimage.metrics.peak_signal_noise_ratio``.
     """
@@ -43,10 +39,7 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Compute the structural similarity, 1 for equal images; for videos the mean over the frames.
 
-    Both are uint8 (height, width, 3), or (frames, height, width, 3).
-
-    Raises:
-        ValueError: Another dtype, or shapes that differ.
+    Both are uint8 (height, width, 3), or (frames, height, width, 3), of equal shape; others raise ValueError.
 
     Source: Wang et al. 2004, ``skimage.metrics.structural_similarity``.
     """
@@ -93,9 +86,8 @@ def lpips(net: str = "alex") -> Measure:
         raise ModuleNotFoundError("LPIPS needs the package lpips: pip install lpips") from error
     weights = Path(torch.hub.get_dir()) / "checkpoints" / files[net]
     if not weights.is_file():
-        raise FileNotFoundError(
-            f"net={net!r} needs {weights}; get it from https://download.pytorch.org/models/{weights.name}"
-        )
+        url = f"https://download.pytorch.org/models/{weights.name}"
+        raise FileNotFoundError(f"net={net!r} needs {weights}; get it from {url}")
     model = package.LPIPS(net=net, verbose=False).eval()
 
     def as_input(image: np.ndarray) -> torch.Tensor:
@@ -115,7 +107,7 @@ def lpips(net: str = "alex") -> Measure:
 def clip_score(name_or_path: str | Path = "openai/clip-vit-base-patch32") -> Measure:
     """Return how well an image fits its prompt, 100 times the cosine of CLIP's embeddings, for ``compare(measures=)``.
 
-    For real models; CLIP is too coarse for the embedded pipeline's images. Uses a model in the local cache; downloads nothing.
+    CLIP is too coarse for the embedded pipeline's images. Uses a model in the local cache; downloads nothing.
 
     Raises:
         FileNotFoundError: The model is not on this machine; the message says how to get it.
@@ -126,16 +118,14 @@ def clip_score(name_or_path: str | Path = "openai/clip-vit-base-patch32") -> Mea
         model = CLIPModel.from_pretrained(name_or_path, local_files_only=True).eval()
         processor = CLIPProcessor.from_pretrained(name_or_path, local_files_only=True)
     except OSError as error:
-        raise FileNotFoundError(
-            f"name_or_path={str(name_or_path)!r} is not on this machine; get it with: hf download {name_or_path}"
-        ) from error
+        missing = f"name_or_path={str(name_or_path)!r} is not on this machine"
+        raise FileNotFoundError(f"{missing}; get it with: hf download {name_or_path}") from error
 
     def measure(image: np.ndarray, reference: np.ndarray | None, prompt: str) -> float:
         frames = [image] if image.ndim == 3 else list(image)
         inputs = processor(text=[prompt], images=frames, return_tensors="pt", truncation=True)
         with torch.inference_mode():
             output = model(**inputs)
-        cosines = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
-        return 100 * cosines.mean().item()
+        return 100 * torch.cosine_similarity(output.image_embeds, output.text_embeds).mean().item()
 
     return measure

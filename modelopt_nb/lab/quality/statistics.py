@@ -17,8 +17,8 @@ def percent(correct: Sequence[bool]) -> tuple[float, float, float]:
 def verdict(right: int, answers: int, images: int, variants: int = 1) -> str:
     """Say whether ``right`` of ``answers`` correct picks, each out of ``images``, differ from guessing.
 
-    They differ if guessing is right that often with probability below ``0.05 / variants`` (exact binomial test; Bonferroni's
-    correction for one verdict per variant). Needs :data:`FEWEST` answers.
+    They differ if guessing is right that often with probability below ``0.05 / variants`` (exact binomial test;
+    Bonferroni's correction for one verdict per variant). Needs :data:`FEWEST` answers.
     """
     if answers < FEWEST:
         return f"too few answers: {answers} of {FEWEST}"

@@ -35,10 +35,9 @@ def representable_values(quant_type: str) -> np.ndarray:
     enable()
     half = np.unique(np.concatenate([np.geomspace(1e-6, 1, 2**14), np.linspace(0, 1, 2**14)]))
     ramp = torch.from_numpy(np.concatenate([-half[::-1], half])).float()  # even length: zero is in both halves
-    block: dict[str, Any] = (
-        {"channel_quantize": -1, "block_quantize": len(ramp)} if QUANT_TYPES[quant_type].needs_block else {}
-    )
-    layout = plan(torch.nn.Sequential(torch.nn.Linear(len(ramp), 1)), make_config(quant_type, **block)).layers[0].layout
+    one_block: dict[str, Any] = {"channel_quantize": -1, "block_quantize": len(ramp)}
+    config = make_config(quant_type, **(one_block if QUANT_TYPES[quant_type].needs_block else {}))
+    layout = plan(nn.Sequential(nn.Linear(len(ramp), 1)), config).layers[0].layout
     assert layout is not None
     unpacked = round_weight(ramp[None], layout.cfg).double().flatten()
     return np.unique((unpacked / unpacked.abs().max()).numpy().round(7))

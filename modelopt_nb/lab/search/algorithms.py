@@ -1,6 +1,7 @@
 """Find out by trying which scheme and algorithm run on this machine."""
 
 import copy
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,24 +52,20 @@ def _try(quant_type: str, options: dict[str, Any], device: str) -> None:
     if not error < 0.3:  # also NaN
         raise ArithmeticError(f"relative output error {error:.2g}")
     as_max: dict[str, Any] = {**options, "algorithm": "max"}
-    method = config.modelopt_config["algorithm"]["method"]
+    method = config.algorithm["method"]
     if method != "max" and torch.equal(output, packed_output(make_config(quant_type, **as_max))):
         raise ValueError(f"{method} changes nothing")
 
 
-def algorithm_table(
-    schemes: Iterable[str] = tuple(SCHEMES), activations: Iterable[str] = ("FP8", "INT8")
-) -> pd.DataFrame:
+def algorithm_table(schemes: Iterable[str] = SCHEMES, activations: Iterable[str] = ("FP8", "INT8")) -> pd.DataFrame:
     """Try every algorithm with every scheme on a tiny layer: a frame of :func:`check_scheme`'s answers.
 
     A row per scheme, activation type and activation scale (both empty for weights only); a column per algorithm.
     """
-    activation_options = [("", ""), *((kind, scale) for kind in activations for scale in ACTIVATION_SCALES)]
+    pairs = [("", ""), *itertools.product(activations, ACTIVATION_SCALES)]
     rows = {}
-    for scheme in schemes:
-        weights, weight_options = SCHEMES[scheme]
-        for kind, scale in activation_options:
-            options: dict[str, Any] = {**weight_options, **({"activation_scale": scale} if kind else {})}
-            quant_type = f"{weights}_{kind}" if kind else weights
-            rows[scheme, kind, scale] = {a: check_scheme(quant_type, algorithm=a, **options) for a in ALGORITHMS}
+    for scheme, (kind, scale) in itertools.product(schemes, pairs):
+        weights, sizes = SCHEMES[scheme]
+        quant_type, options = (f"{weights}_{kind}", {**sizes, "activation_scale": scale}) if kind else (weights, sizes)
+        rows[scheme, kind, scale] = {a: check_scheme(quant_type, algorithm=a, **options) for a in ALGORITHMS}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["scheme", "activations", "scale"])

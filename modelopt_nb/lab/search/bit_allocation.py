@@ -9,13 +9,13 @@ from torch import nn
 
 from modelopt_nb import MIB, LayerPlan, ModelOptConfig, WeightBytes, make_config, plan, weight_bytes
 from modelopt_nb.lab.calibration.model_calls import ModelCall
+from modelopt_nb.lab.compare.variants import DENSE
 from modelopt_nb.lab.search.code import config_code
 from modelopt_nb.lab.search.gradient_scores import check_gradients, gradient_scores
 from modelopt_nb.lab.search.groups import Groups, as_groups, covering_modules
 from modelopt_nb.lab.search.sensitivity import check_calls, group_errors
 from modelopt_nb.lab.search.solver import choose_schemes
 
-DENSE = "dense"
 #: Schemes that :func:`fit_budget` chooses from by default.
 CANDIDATES = (DENSE, "INT8 channel", "NF4", "NF4 double block", "NVFP4", "INT4")
 
@@ -40,7 +40,7 @@ class Budget:
 
     @property
     def mib(self) -> float:
-        """Return ``bytes`` in MiB."""
+        """``bytes`` in MiB."""
         return self.bytes / MIB
 
     @property
@@ -50,18 +50,10 @@ class Budget:
 
 
 def fit_budget(
-    model: nn.Module,
-    calls: Sequence[ModelCall],
-    *,
-    mib: float | None = None,
-    bits_per_weight: float | None = None,
-    candidates: Sequence[str] = CANDIDATES,
-    groups: Groups = "layer",
-    pointwise_as_linear: bool = True,
-    method: str = "output",
-    errors: pd.DataFrame | None = None,
-    progress: bool = True,
-) -> Budget:
+    model: nn.Module, calls: Sequence[ModelCall], *, mib: float | None = None, bits_per_weight: float | None = None,
+    candidates: Sequence[str] = CANDIDATES, groups: Groups = "layer", pointwise_as_linear: bool = True,
+    method: str = "output", errors: pd.DataFrame | None = None, progress: bool = True,
+) -> Budget:  # fmt: skip
     """Choose a scheme for each group of layers: the least predicted error within the byte budget.
 
     The groups' errors are assumed to add up; a mixed-integer program picks one candidate per group.
@@ -91,34 +83,24 @@ def fit_budget(
     plans = {c: {x.name: x for x in plan(model, config).layers} for c, config in configs.items()}
     layers = next(iter(plans.values()))
     names = as_groups(model, groups, [name for name in layers if any(p[name].packed for p in plans.values())])
-    dense = pd.Series({group: sum(layers[n].dense_bytes for n in members) for group, members in names.items()})
-    sizes = pd.DataFrame(
-        {
-            c: {group: sum(p[n].packed_bytes for n in members) for group, members in names.items()}
-            for c, p in plans.items()
-        }
-    )
-    if DENSE in candidates:
-        sizes.insert(0, DENSE, dense)
+    dense = [sum(layers[n].dense_bytes for n in members) for members in names.values()]
+    columns = {DENSE: dense} if DENSE in candidates else {}
+    columns |= {c: [sum(p[n].packed_bytes for n in members) for members in names.values()] for c, p in plans.items()}
+    sizes = pd.DataFrame(columns, list(names))
     total = weight_bytes(model)
-    rest = total.total - int(dense.sum())
+    rest = total.total - sum(dense)
     limit = _byte_limit(mib, bits_per_weight, rest + int(sizes.min(axis=1).sum()), total)
     if errors is None:
         check_calls(calls)
-        errors = pd.DataFrame(
-            {c: _predicted_errors(model, config, calls, names, method, progress) for c, config in configs.items()}
-        )
+        shared = calls, names, method, progress
+        errors = pd.DataFrame({c: _predicted_errors(model, config, *shared) for c, config in configs.items()})
     elif not (set(names) <= set(errors.index) and set(configs) <= set(errors.columns)):
         raise ValueError(f"errors are of groups and candidates other than {', '.join(names)} and {', '.join(configs)}")
     predicted = errors.assign(**{DENSE: 0.0})
     scheme = choose_schemes(sizes, predicted, limit - rest)
-    choice = pd.DataFrame(
-        {
-            "scheme": scheme,
-            "bytes": {g: int(sizes.loc[g, c]) for g, c in scheme.items()},
-            "error": {g: float(predicted.loc[g, c]) for g, c in scheme.items()},
-        }
-    ).rename_axis("group")
+    choice = scheme.to_frame().rename_axis("group")
+    choice["bytes"] = [int(sizes.loc[g, c]) for g, c in scheme.items()]
+    choice["error"] = [float(predicted.loc[g, c]) for g, c in scheme.items()]
     config = _config(names, scheme.to_dict(), plans, pointwise_as_linear)
     return Budget(config, rest + int(choice["bytes"].sum()), float(choice["error"].sum()), choice, errors)
 
@@ -127,9 +109,8 @@ def _candidate_configs(candidates: Sequence[str], pointwise_as_linear: bool, met
     """Return the configurations of all candidates but ``"dense"``; raise ValueError if ``method`` cannot try one."""
     if method not in ("output", "auto_quantize"):
         raise ValueError(f"method={method!r} is not known. Allowed: 'output', 'auto_quantize'")
-    configs = {
-        c: make_config(c, pointwise_as_linear=pointwise_as_linear) for c in dict.fromkeys(candidates) if c != DENSE
-    }
+    schemes = [c for c in dict.fromkeys(candidates) if c != DENSE]
+    configs = {c: make_config(c, pointwise_as_linear=pointwise_as_linear) for c in schemes}
     if not configs:
         raise ValueError(f"candidates={candidates!r} holds no quant type")
     if method == "auto_quantize":
@@ -147,37 +128,30 @@ def _byte_limit(mib: float | None, bits_per_weight: float | None, smallest: int,
     else:
         raise ValueError(f"mib={mib} and bits_per_weight={bits_per_weight}: give one of them")
     if not smallest <= limit <= dense.total:
-        low, high = (
-            f"{size / MIB:.2f} MiB ({8 * size / dense.weights:.2f} bits per weight)" for size in (smallest, dense.total)
-        )
+        sizes = (smallest, dense.total)
+        low, high = (f"{b / MIB:.2f} MiB ({8 * b / dense.weights:.2f} bits per weight)" for b in sizes)
         raise ValueError(f"{argument} cannot be met with these candidates. Allowed: {low} to {high}, dense")
     return limit
 
 
 def _predicted_errors(
-    model: nn.Module,
-    config: ModelOptConfig,
-    calls: Sequence[ModelCall],
-    groups: Mapping[str, Sequence[str]],
-    method: str,
-    progress: bool,
-) -> dict[str, float]:
+    model: nn.Module, config: ModelOptConfig, calls: Sequence[ModelCall], groups: Mapping[str, Sequence[str]],
+    method: str, progress: bool,
+) -> dict[str, float]:  # fmt: skip
     """Return the predicted error of quantizing each group alone."""
     if method == "auto_quantize":
         return gradient_scores(model, config, calls, groups, progress)
     packed = {x.name for x in plan(model, config).layers if x.packed}
     members = {group: [name for name in names if name in packed] for group, names in groups.items()}
-    errors = group_errors(model, config, calls, members, progress=progress)
-    return {group: error["error alone"] for group, error in errors}
+    measured = group_errors(model, config, calls, members, progress=progress)
+    return {group: errors["error alone"] for group, errors in measured}
 
 
 def _config(
-    groups: Mapping[str, Sequence[str]],
-    scheme_of: Mapping[str, str],
-    plans: Mapping[str, Mapping[str, LayerPlan]],
+    groups: Mapping[str, Sequence[str]], scheme_of: Mapping[str, str], plans: Mapping[str, Mapping[str, LayerPlan]],
     pointwise_as_linear: bool,
-) -> ModelOptConfig:
-    """Build the configuration of a choice: the scheme with the most layers is the base, ``per_layer`` has the others."""
+) -> ModelOptConfig:  # fmt: skip
+    """Build a choice's configuration: the scheme with the most layers is the base, ``per_layer`` has the others."""
     layers = list(next(iter(plans.values())))
     members: dict[str, set[str]] = {}
     for group, scheme in scheme_of.items():

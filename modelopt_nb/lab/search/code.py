@@ -6,7 +6,7 @@ from modelopt_nb import ModelOptConfig
 
 
 def config_code(config: ModelOptConfig) -> str:
-    """Return the call of ``make_config`` that builds ``config``. A forward loop appears as the name ``forward_loop``."""
+    """Return the call of ``make_config`` that builds ``config``; a forward loop is named ``forward_loop``."""
     default = ModelOptConfig(config.quant_type)
     asked = [repr(config.quant_type)]
     for name in inspect.signature(ModelOptConfig).parameters:

@@ -11,21 +11,18 @@ from modelopt_nb import ModelOptConfig, auto_quantize_scores, plan
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.search.sensitivity import call_weights, check_calls
 
-SIGNS = 4  # draws of random signs per call; a score is their mean
+SIGNS = 4  # sets of random signs per call; a score is their mean
 
 
 def gradient_scores(
-    model: nn.Module,
-    config: ModelOptConfig,
-    calls: Sequence[ModelCall],
-    groups: Mapping[str, Sequence[str]],
+    model: nn.Module, config: ModelOptConfig, calls: Sequence[ModelCall], groups: Mapping[str, Sequence[str]],
     progress: bool = True,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Estimate ``error alone`` of :func:`modelopt_nb.sensitivity` for each group of layer names.
 
-    ModelOpt scores a layer by the squared change of its output times the squared gradient of a loss. The loss here is the
-    model's output times random signs, over the output's norm: then the score estimates the squared change of the model's
-    output over the squared output.
+    ModelOpt scores a layer by the squared change of its output times the squared gradient of a loss. The loss here is
+    the model's output times random signs, over the output's norm: then the score estimates the squared change of the
+    model's output over the squared output.
 
     Raises:
         ValueError: No calls; a quant type that ModelOpt cannot round without packing.
@@ -36,9 +33,8 @@ def gradient_scores(
     check_gradients(config)
     owner = {name: group for group, names in groups.items() for name in names}
     generator = torch.Generator(next(model.parameters()).device)
-    batches = [
-        (call, weight, seed) for call, weight in zip(calls, call_weights(calls), strict=True) for seed in range(SIGNS)
-    ]
+    weighted = zip(calls, call_weights(calls), strict=True)
+    batches = [(call, weight, seed) for call, weight in weighted for seed in range(SIGNS)]
 
     def loss(output: torch.Tensor, batch: tuple[ModelCall, float, int]) -> torch.Tensor:
         _, weight, seed = batch
@@ -46,13 +42,13 @@ def gradient_scores(
         signs = torch.randint(0, 2, output.shape, generator=generator, device=output.device) * 2 - 1
         return (output * signs).sum() / output.detach().norm() * weight**0.5
 
-    scored = {x.name: x.as_linear for x in plan(model, config).layers if x.packed and x.name in owner}
-    disabled = [x.name for x in plan(model, config).layers if x.name not in scored]
+    planned = plan(model, config).layers
+    scored = {x.name: x.as_linear for x in planned if x.packed and x.name in owner}
+    disabled = [x.name for x in planned if x.name not in scored]
     entries = config.modelopt_config["quant_cfg"][:3]  # the type's own: all off, weights, inputs
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        layers = auto_quantize_scores(
-            model, entries, scored, disabled, batches, loss, lambda m, batch: batch[0].output(m)
-        )
+        forward = lambda m, batch: batch[0].output(m)  # noqa: E731
+        layers = auto_quantize_scores(model, entries, scored, disabled, batches, loss, forward)
     scores = dict.fromkeys(groups, 0.0)
     for name, score in layers.items():
         scores[owner[name]] += score / SIGNS
@@ -62,7 +58,6 @@ def gradient_scores(
 def check_gradients(config: ModelOptConfig) -> None:
     """Raise ValueError for a quant type that ModelOpt cannot round without packing, as ``auto_quantize`` has to."""
     if config.quant_type.split("_")[0] in ("NF4", "NVFP4"):
-        raise ValueError(
-            f"method='auto_quantize' cannot try {config.quant_type}: ModelOpt rounds NF4 as INT4 until it is packed, and "
-            "NVFP4 on CUDA alone. Allowed with it: FP8, INT8 and INT4; or method='output'"
-        )
+        why = "ModelOpt rounds NF4 as INT4 until it is packed, and NVFP4 on CUDA alone"
+        allowed = "FP8, INT8 and INT4; or method='output'"
+        raise ValueError(f"method='auto_quantize' cannot try {config.quant_type}: {why}. Allowed with it: {allowed}")

@@ -42,11 +42,7 @@ def layer_groups(model: nn.Module, by: str = "part", layers: Iterable[str] | Non
 
 
 def as_groups(model: nn.Module, groups: Groups, layers: Iterable[str]) -> dict[str, list[str]]:
-    """Resolve ``groups`` to names of ``layers`` by group name.
-
-    Raises:
-        ValueError: A pattern that matches nothing, a layer in two groups, a group without layers.
-    """
+    """Resolve ``groups`` to names of ``layers`` by group name. Raises ValueError if groups overlap or match nothing."""
     layers = list(layers)
     if isinstance(groups, str):
         return layer_groups(model, groups, layers)

@@ -17,14 +17,9 @@ from modelopt_nb.lab.search.groups import Groups, as_groups
 
 
 def sensitivity(
-    model: nn.Module,
-    config: ModelOptConfig,
-    calls: Sequence[ModelCall],
-    groups: Groups = "part",
-    *,
-    without: bool = False,
-    progress: bool = True,
-) -> pd.DataFrame:
+    model: nn.Module, config: ModelOptConfig, calls: Sequence[ModelCall], groups: Groups = "part", *,
+    without: bool = False, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """Measure how much quantizing each group of layers changes the model's output.
 
     The model is copied and quantized once; then layers of the two are exchanged in memory. Needs memory for the dense
@@ -39,11 +34,11 @@ def sensitivity(
         progress: Show a progress bar.
 
     Returns:
-        A row per group, the most error for its bytes first. ``layers`` counts them; ``dense bytes`` and ``packed bytes``
-        are those of their weights. ``error alone`` is the squared change of the output over the squared output when only
-        this group is quantized: a mean over the calls, weighted by :attr:`ModelCall.weight`. ``error without`` is the
-        same when all but this group are quantized. ``error per MiB saved`` divides ``error alone``. After an interrupt
-        from the keyboard: the finished rows, with a warning.
+        A row per group, the most error for its bytes first. ``layers`` counts them; ``dense bytes`` and ``packed
+        bytes`` are those of their weights. ``error alone`` is the squared change of the output over the squared output
+        when only this group is quantized: a mean over the calls, weighted by :attr:`ModelCall.weight`. ``error
+        without`` is the same when all but this group are quantized. ``error per MiB saved`` divides ``error alone``.
+        After an interrupt from the keyboard: the finished rows, with a warning.
 
     Raises:
         ValueError: No calls, groups that overlap or match nothing, a configuration that does not fit the model.
@@ -58,12 +53,8 @@ def sensitivity(
     try:
         for group, errors in group_errors(model, config, calls, names, without=without, progress=progress):
             members = [layers[name] for name in names[group]]
-            rows[group] = {
-                "layers": len(members),
-                "dense bytes": sum(layer.dense_bytes for layer in members),
-                "packed bytes": sum(layer.packed_bytes for layer in members),
-                **errors,
-            }
+            dense, packed = sum(x.dense_bytes for x in members), sum(x.packed_bytes for x in members)
+            rows[group] = {"layers": len(members), "dense bytes": dense, "packed bytes": packed, **errors}
     except KeyboardInterrupt:
         if not rows:
             raise
@@ -75,14 +66,9 @@ def sensitivity(
 
 
 def group_errors(
-    model: nn.Module,
-    config: ModelOptConfig,
-    calls: Sequence[ModelCall],
-    groups: Mapping[str, Sequence[str]],
-    *,
-    without: bool = False,
-    progress: bool = True,
-) -> Iterator[tuple[str, dict[str, float]]]:
+    model: nn.Module, config: ModelOptConfig, calls: Sequence[ModelCall], groups: Mapping[str, Sequence[str]], *,
+    without: bool = False, progress: bool = True,
+) -> Iterator[tuple[str, dict[str, float]]]:  # fmt: skip
     """Yield each group's name and its errors, as the columns of :func:`sensitivity`; ``groups`` holds layer names."""
     reference = [call(model) for call in calls]
     twin = copy.deepcopy(model)

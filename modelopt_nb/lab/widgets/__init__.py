@@ -1,1 +1,1 @@
-"""Look by hand: images (`workbench`, `tiles`) of a `request` of `choices`; `explorer` and `blind_test` in the `background`."""
+"""Look by hand: images (`workbench`, `tiles`) of a `request` of `choices`; `explorer` and `blind_test`."""

@@ -63,7 +63,7 @@ class BackgroundWidget(anywidget.AnyWidget):
     def _start(self, total: int, work: Callable[[], str]) -> None:
         """Run ``work`` in the background thread; the string that it returns becomes the message.
 
-        An error becomes the message too, and :attr:`error`. ``total`` is in denoising steps, one for each :meth:`_step`.
+        An error becomes the message too, and :attr:`error`. ``total`` is in denoising steps (:meth:`_step`).
         """
         self._done, self._total, self._since, self._shown_at, self.error = 0, total, time.monotonic(), 0.0, None
         self.workbench.stopping = False  # before the thread starts, so that an early stop() is not lost

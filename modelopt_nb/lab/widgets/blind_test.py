@@ -22,8 +22,8 @@ from modelopt_nb.lab.widgets.workbench import Workbench
 class Deck:
     """Deal balanced rounds in random order.
 
-    Each ``variants x places`` consecutive rounds, counted from the first, hold each variant at each place once. Prompts are
-    dealt without repetition until all have been used.
+    Each ``variants x places`` consecutive rounds, counted from the first, hold each variant at each place once. Prompts
+    are dealt without repetition until all have been used.
     """
 
     def __init__(self, variants: int, places: int, prompts: int, seed: int | None = None) -> None:
@@ -51,8 +51,8 @@ class BlindTest(BackgroundWidget):
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image pipeline.
         variants: Names of schemes, or :class:`modelopt_nb.Choice`.
-        prompts: One prompt per round, as for :func:`modelopt_nb.generate`; for the embedded pipeline the split ``show`` by
-            default.
+        prompts: One prompt per round, as for :func:`modelopt_nb.generate`; for the embedded pipeline the split ``show``
+            by default.
         pictures: 2, dense and quantized; or 3, of which two are the same dense image: which one differs?
         steps: Denoising steps.
         seed: Seed of the rounds' order; None is random.
@@ -73,31 +73,21 @@ class BlindTest(BackgroundWidget):
     IMAGES = {"round": {}}
 
     def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
-        prompts: Sequence[str] | pd.DataFrame | None = None,
-        pictures: int = 2,
-        *,
-        steps: int = 20,
-        seed: int | None = None,
-        component: str | None = None,
-        calibrate: Sequence[str] | None = None,
-    ) -> None:
+        self, pipeline: DiffusionPipeline, variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
+        prompts: Sequence[str] | pd.DataFrame | None = None, pictures: int = 2, *, steps: int = 20,
+        seed: int | None = None, component: str | None = None, calibrate: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
         if pictures not in (2, 3):
             raise ValueError(f"pictures={pictures!r} is not allowed. Allowed: 2 or 3")
         workbench = Workbench(pipeline, component, calibrate)
         if prompts is None and not workbench.embedded:
             raise ValueError("prompts=None is not allowed for a pipeline of your own. Allowed: a list of prompts")
         texts, seeds = prompts_and_seeds(load_prompts("show") if prompts is None else prompts, None)
-        asked = {"steps": steps, "guidance": default_guidance(pipeline)}
-        self._requests = [  # a list per variant, a request per prompt
-            [
-                workbench.request({**asked, "variants": [variant], "prompt": text, "seed": number})
-                for text, number in zip(texts, seeds, strict=True)
-            ]
-            for variant in dict.fromkeys(map(Choice.of, variants))
-        ]
+        shared = {"steps": steps, "guidance": default_guidance(pipeline)}
+        asked = [{**shared, "prompt": text, "seed": number} for text, number in zip(texts, seeds, strict=True)]
+        chosen = dict.fromkeys(map(Choice.of, variants))
+        # a list per variant, a request per prompt
+        self._requests = [[workbench.request({**one, "variants": [choice]}) for one in asked] for choice in chosen]
         if not self._requests:
             raise ValueError("variants=[] is empty. Allowed: names of schemes")
         self.choices = [requests[0].choices[0] for requests in self._requests]
@@ -152,9 +142,8 @@ class BlindTest(BackgroundWidget):
              "place": truth, "answer": place, "right": right, "PSNR dB": tile.numbers["PSNR dB"]}
         )  # fmt: skip
         self.round = {**self.round, "answer": place, "place": truth, "variant": tile.name}
-        self.message = (
-            f"{'Right' if right else 'Wrong'}: image {truth + 1} is {tile.name}, {tile.text('PSNR dB')} dB from dense."
-        )
+        word = "Right" if right else "Wrong"
+        self.message = f"{word}: image {truth + 1} is {tile.name}, {tile.text('PSNR dB')} dB from dense."
         self._update_score()
 
     def figure(self) -> Figure | None:
@@ -169,14 +158,14 @@ class BlindTest(BackgroundWidget):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per variant: answers, right ones, their percent with its 95 % interval, percent by guessing, verdict."""
-        rows = {}
+        """A row per variant: answers, right ones, percent with its 95 % interval, percent by guessing, verdict."""
+        rows, images, variants = {}, self.pictures, len(self.choices)
         for choice in self.choices:
             right = [r["right"] for r in self._results if r["variant"] == choice.name]
             share, low, high = percent(right) if right else (float("nan"), 0.0, 100.0)
             rows[choice.name] = {
                 "answers": len(right), "right": sum(right), "percent": share, "low": low, "high": high,
-                "guessing": 100 / self.pictures, "verdict": verdict(sum(right), len(right), self.pictures, len(self.choices)),
+                "guessing": 100 / images, "verdict": verdict(sum(right), len(right), images, variants),
             }  # fmt: skip
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 

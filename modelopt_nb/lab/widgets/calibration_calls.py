@@ -15,13 +15,9 @@ EMBEDDED_PROMPTS = 4
 
 
 class CalibrationCalls:
-    """Record calls at first use and keep them; say as code how they are recorded.
+    """Record calls of the component ``part`` at first use and keep them; write as code how they are recorded.
 
-    Args:
-        pipeline: The pipeline to generate with.
-        part: The component whose calls are recorded.
-        prompts: Prompts to calibrate with. None: of the embedded pipeline the split ``calibrate``, of another pipeline the
-            prompt that is asked for.
+    ``prompts`` are by default the split ``calibrate`` for the embedded pipeline, the request's prompt for others.
     """
 
     COUNT = 8  # calls that are kept
@@ -41,17 +37,14 @@ class CalibrationCalls:
 
         The pipeline must hold the dense model.
         """
-        key = prompt if self.prompts is None else ""
+        key, prompts = (prompt, [prompt]) if self.prompts is None else ("", self.prompts)
         if key not in self._calls:
             with record_calls(self.pipeline, self.COUNT, component=self.part) as calls:
                 generate(
-                    self.pipeline,
-                    [prompt] if self.prompts is None else self.prompts,
-                    steps=self.STEPS,
-                    decode=is_codec(self.pipeline, self.part),
+                    self.pipeline, prompts, steps=self.STEPS, decode=is_codec(self.pipeline, self.part),
                     callback_on_step_end=lambda pipe, i, time, tensors: (step(), tensors)[1],
-                )
-            self._calls = {key: calls}  # the calls for another prompt are not needed any more
+                )  # fmt: skip
+            self._calls = {key: calls}  # only the last prompt's calls
         return self._calls[key]
 
     def code(self, prompt: str) -> list[str]:

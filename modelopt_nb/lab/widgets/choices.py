@@ -47,11 +47,7 @@ class Choice:
 
     @classmethod
     def of(cls, asked: "str | Mapping[str, Any] | Choice") -> "Choice":
-        """Make a choice from a scheme's name or from a dict of fields, whose values need not be allowed ones.
-
-        Raises:
-            TypeError: Unknown fields, or ``excluded`` that holds other things than strings.
-        """
+        """Make a choice from a scheme's name or a dict of fields, whose values :func:`why_not` checks."""
         if isinstance(asked, Choice):
             return asked
         if isinstance(asked, str):
@@ -63,10 +59,8 @@ class Choice:
         excluded = (excluded,) if isinstance(excluded, str) else tuple(excluded)
         if not all(isinstance(name, str) for name in excluded):
             raise TypeError(f"excluded={excluded!r} is not allowed. Allowed: names or patterns of layers")
-        values: dict[str, Any] = {  # hashable, whatever the view sends
-            name: value if isinstance(value, (str, int, float, type(None))) else repr(value)
-            for name, value in asked.items()
-        }
+        plain = (str, int, float, type(None))  # a choice is hashable, whatever the view sends
+        values: dict[str, Any] = {name: v if isinstance(v, plain) else repr(v) for name, v in asked.items()}
         values["excluded"] = excluded
         return cls(**values)
 
@@ -94,11 +88,9 @@ class Choice:
         options: dict[str, Any] = {**defaults, "algorithm": self.algorithm, "pointwise_as_linear": self.pointwise}
         if self.block is not None:
             options |= {"channel_quantize": -1, "block_quantize": self.block}
-        if self.activations:
-            quant_type = f"{quant_type}_{self.activations}"
         if self.scale:
             options["activation_scale"] = self.scale
-        return quant_type, options
+        return f"{quant_type}_{self.activations}" if self.activations else quant_type, options
 
     @property
     def calibrates(self) -> bool:
@@ -108,9 +100,8 @@ class Choice:
     def config(self, forward_loop: Callable[[nn.Module], None]) -> ModelOptConfig:
         """Make the configuration, with ``forward_loop`` if it calibrates. Raises as :func:`modelopt_nb.make_config`."""
         quant_type, options = self.options()
-        if self.calibrates:
-            options["forward_loop"] = forward_loop
-        return make_config(quant_type, modules_to_not_convert=list(self.excluded), **options)
+        loop = forward_loop if self.calibrates else None
+        return make_config(quant_type, list(self.excluded), forward_loop=loop, **options)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -132,7 +123,7 @@ def why_not(choice: Choice) -> str:
 
 
 def problems(choice: Choice, model: nn.Module) -> dict[str, str]:
-    """Return the first field that does not go with the fields before it, and why; empty if ``model`` can have the choice."""
+    """Return the first field that does not go with those before it, and why; empty if the choice suits ``model``."""
     built = Choice(pointwise=choice.pointwise)
     for name in ("scheme", "block", "activations", "scale", "algorithm"):
         built = replace(built, **{name: getattr(choice, name)})
@@ -155,16 +146,13 @@ def alternatives(choice: Choice) -> dict[str, list[list[Any]]]:
         "algorithm": {name: name for name in ALGORITHMS},
     }
     # Judge a field without those that depend on it: their own values then show what does not fit.
-    bases = {
-        "scheme": Choice(),
-        "block": Choice(choice.scheme),
-        "activations": replace(choice, scale="", algorithm="max"),
-    }
-    rest = choice if choice.scheme in SCHEMES else Choice()
+    bases = {"scheme": Choice(), "block": Choice(choice.scheme)}
+    bases["activations"] = replace(choice, scale="", algorithm="max")
+
+    def judge(name: str, value: Any) -> str:
+        base = bases.get(name, choice if choice.scheme in SCHEMES else Choice())
+        return why_not(replace(base, excluded=(), **{name: value}))
+
     return {
-        name: [
-            [value, label, why_not(replace(bases.get(name, rest), excluded=(), **{name: value}))]
-            for value, label in values.items()
-        ]
-        for name, values in labels.items()
+        name: [[value, label, judge(name, value)] for value, label in values.items()] for name, values in labels.items()
     }

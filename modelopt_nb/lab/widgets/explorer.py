@@ -41,8 +41,8 @@ class Explorer(BackgroundWidget):
         component: The component to quantize; the transformer or UNet by default.
         calibrate: Prompts to calibrate with if a variant needs it.
 
-    ``run()`` returns at once and ``wait()`` waits for it. ``errors`` says what is wrong, by field. ``frame`` has a row per
-    generated image, ``figure()`` shows the current images, and ``code()`` is a script that generates one of them.
+    ``run()`` returns at once and ``wait()`` waits for it. ``errors`` says what is wrong, by field. ``frame`` has a row
+    per generated image, ``figure()`` shows the current images, and ``code()`` is a script that generates one of them.
 
     Raises:
         ValueError, TypeError: Variants, a prompt or numbers that are not allowed.
@@ -63,17 +63,10 @@ class Explorer(BackgroundWidget):
     IMAGES = {"pictures": []}
 
     def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
-        prompt: str | None = None,
-        seed: int = 0,
-        steps: int = 20,
-        guidance: float | None = None,
-        *,
-        component: str | None = None,
-        calibrate: Sequence[str] | None = None,
-    ) -> None:
+        self, pipeline: DiffusionPipeline, variants: Iterable[str | Choice] = ("INT8", "NF4", "INT4"),
+        prompt: str | None = None, seed: int = 0, steps: int = 20, guidance: float | None = None, *,
+        component: str | None = None, calibrate: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
         workbench = Workbench(pipeline, component, calibrate)
         self.runs: list[tuple[Request, list[Tile]]] = []
         self._shown: list[Tile] = []
@@ -83,14 +76,10 @@ class Explorer(BackgroundWidget):
         asked = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance, "selected": 0}
         asked["variants"] = [Choice.of(variant).as_dict() for variant in variants]
         workbench.request(asked)
-        frame = layer_frame(workbench.model)
-        super().__init__(
-            workbench,
-            layers=[[name, row["kind"], row["dense bytes"] / MIB] for name, row in frame.iterrows()],
-            columns=[*ASKED, *CAPTION],
-            request=asked,
-            message="Ready.",
-        )
+        layers = [
+            [name, row["kind"], row["dense bytes"] / MIB] for name, row in layer_frame(workbench.model).iterrows()
+        ]
+        super().__init__(workbench, layers=layers, columns=[*ASKED, *CAPTION], request=asked, message="Ready.")
         self.observe(lambda change: self._update(), "request")
         self._update()
 
@@ -189,7 +178,7 @@ class Explorer(BackgroundWidget):
         ]
 
     def restore(self, run: int) -> None:
-        """Show a run, the first is 1, and make its request the current one; images that are not cached are generated again."""
+        """Show a run, counted from 1, and its request; images that are not cached are generated again."""
         if not isinstance(run, int) or not 1 <= run <= len(self.runs):
             raise ValueError(f"run={run!r} is not in the history. Allowed: 1 to {len(self.runs)}")
         if self.status != "idle":
@@ -215,16 +204,14 @@ class Explorer(BackgroundWidget):
 
     def figure(self) -> Figure | None:
         """Return the last comparison's images side by side, with MiB and PSNR; None before the first run."""
-        titles = [f"{t.name}\n{t.text('weights MiB')} MiB" for t in self._shown]
-        titles = [
-            title if tile.name == DENSE else f"{title}, {tile.text('PSNR dB')} dB"
-            for title, tile in zip(titles, self._shown, strict=True)
-        ]
-        pictures = {title: tile.picture for title, tile in zip(titles, self._shown, strict=True)}
+        pictures = {}
+        for tile in self._shown:
+            distance = "" if tile.name == DENSE else f", {tile.text('PSNR dB')} dB"
+            pictures[f"{tile.name}\n{tile.text('weights MiB')} MiB{distance}"] = tile.picture
         return plot_pictures(pictures) if pictures else None
 
     def code(self, index: int | None = None) -> str:
-        """Return Python that generates the image of the selected variant, or of the one at ``index``, without the explorer."""
+        """Return Python that generates the image of the selected variant, or of the one at ``index``."""
         request = self.workbench.request(self.request)
         return self.workbench.code(request, request.choices[self.request["selected"] if index is None else index])
 

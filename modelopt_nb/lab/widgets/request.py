@@ -30,14 +30,8 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as a front end has it; :func:`validate` takes it back."""
-        return {
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "variants": [choice.as_dict() for choice in self.choices],
-            "selected": 0,
-        }
+        asked = {"prompt": self.prompt, "seed": self.seed, "steps": self.steps, "guidance": self.guidance}
+        return {**asked, "variants": [choice.as_dict() for choice in self.choices], "selected": 0}
 
 
 def default_guidance(pipeline: DiffusionPipeline) -> float | None:
@@ -51,8 +45,8 @@ def validate(
 ) -> tuple[Request | None, dict[str, str]]:
     """Return the request that a front end's fields make, and an error per field; None if there are any.
 
-    Fields are ``prompt``, ``seed``, ``steps``, ``guidance`` and ``variants``. The errors of the third variant have keys such
-    as ``"2.block"``.
+    Fields are ``prompt``, ``seed``, ``steps``, ``guidance`` and ``variants``. The errors of the third variant have keys
+    such as ``"2.block"``.
     """
     errors: dict[str, str] = {}
     prompt, seed, steps, guidance = (asked.get(name) for name in ("prompt", "seed", "steps", "guidance"))

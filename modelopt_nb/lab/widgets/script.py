@@ -48,15 +48,10 @@ def _why_not_plain(choice: Choice) -> str:
 
 
 def _load(pipeline: DiffusionPipeline, model: nn.Module) -> list[str]:
-    path, dtype = str(pipeline.name_or_path), str(next(model.parameters()).dtype)
+    path, weight = str(pipeline.name_or_path), next(model.parameters())
     path = min(path, os.path.relpath(path), key=len) if os.path.isdir(path) else path
-    device = next(model.parameters()).device.type
-    return [
-        "import torch",
-        "from diffusers import DiffusionPipeline",
-        "",
-        f"pipeline = DiffusionPipeline.from_pretrained({path!r}, dtype={dtype}).to({device!r})",
-    ]
+    load = f"pipeline = DiffusionPipeline.from_pretrained({path!r}, dtype={weight.dtype}).to({weight.device.type!r})"
+    return ["import torch", "from diffusers import DiffusionPipeline", "", load]
 
 
 def _plain_modelopt(model: nn.Module, part: str, config: ModelOptConfig) -> list[str]:
@@ -76,10 +71,6 @@ def _plain_modelopt(model: nn.Module, part: str, config: ModelOptConfig) -> list
 def _generate(pipeline: DiffusionPipeline, request: Request) -> list[str]:
     guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
     arguments = {"num_inference_steps": request.steps, **guidance, **native_size(pipeline)}
-    return [
-        "image = pipeline(",
-        f"    {request.prompt!r},",
-        f"    generator=[torch.Generator().manual_seed({request.seed})],",
-        *(f"    {name}={value!r}," for name, value in arguments.items()),
-        ").images[0]",
-    ]
+    generator = f"    generator=[torch.Generator().manual_seed({request.seed})],"
+    options = (f"    {name}={value!r}," for name, value in arguments.items())
+    return ["image = pipeline(", f"    {request.prompt!r},", generator, *options, ").images[0]"]

@@ -65,9 +65,8 @@ def as_text(name: str, value: Any) -> str:
 
 def runs_frame(runs: Sequence[tuple[Request, Sequence[Tile]]]) -> pd.DataFrame:
     """Return a row per run and image: the request and all numbers."""
-    rows = [
-        {"run": i, "prompt": r.prompt, "seed": r.seed, "steps": r.steps, "guidance": r.guidance, "variant": t.name, **t.numbers}
-        for i, (r, tiles) in enumerate(runs, 1)
-        for t in tiles
-    ]  # fmt: skip
+    rows = []
+    for i, (request, tiles) in enumerate(runs, 1):
+        asked = {name: value for name, value in vars(request).items() if name != "choices"}
+        rows += [{"run": i, **asked, "variant": tile.name, **tile.numbers} for tile in tiles]
     return pd.DataFrame(rows)

@@ -1,7 +1,6 @@
 """Generate and cache the images that widgets show; knows no browser."""
 
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,36 +31,23 @@ class Workbench:
     Args:
         pipeline: Any text-to-image or text-to-video pipeline. Its models are shared; its scheduler is copied.
         component: The component to quantize; the transformer or UNet by default.
-        calibrate: Prompts to calibrate with if a choice needs it. None: of the embedded pipeline the split ``calibrate``, of
-            another pipeline the prompt that is asked for.
+        calibrate: Prompts to calibrate with if a choice needs it (:class:`CalibrationCalls`).
         cached: How many images are kept; the oldest are dropped first.
     """
 
     def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        component: str | None = None,
-        calibrate: Sequence[str] | None = None,
+        self, pipeline: DiffusionPipeline, component: str | None = None, calibrate: Sequence[str] | None = None,
         cached: int = 40,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.part = component_name(pipeline, component)
         self.pipeline: Any = copy.copy(pipeline)
         if hasattr(pipeline, "scheduler"):
             self.pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
+        self.model: nn.Module = getattr(pipeline, self.part)
         self.embedded = is_embedded(pipeline)
         self.calibration = CalibrationCalls(self.pipeline, self.part, calibrate)
         self.cached, self.stopping = cached, False
         self.pictures: dict[tuple[Any, ...], Tile] = {}
-
-    @property
-    def model(self) -> nn.Module:
-        """The dense model."""
-        return getattr(self.pipeline, self.part)
-
-    @functools.cached_property
-    def dense_bytes(self) -> int:
-        """The bytes of the dense model's weights."""
-        return weight_bytes(self.model).total
 
     @property
     def about(self) -> str:
@@ -81,31 +67,23 @@ class Workbench:
 
     def cached_tiles(self, request: Request) -> list[Tile]:
         """Return the images of a request that are in the cache, dense first."""
-        keys = [request.key(choice) for choice in (None, *request.choices)]
-        return [self.pictures[key] for key in keys if key in self.pictures]
+        return [self.pictures[key] for key in map(request.key, (None, *request.choices)) if key in self.pictures]
 
     def stop(self) -> None:
         """End :meth:`generate` within one denoising step; it then raises :class:`Stopped`."""
         self.stopping = True
 
     def generate(
-        self,
-        request: Request,
-        on_step: Callable[[], Any] = lambda: None,
-        on_begin: Callable[[str], Any] = lambda name: None,
-        on_image: Callable[[Tile], Any] = lambda tile: None,
-    ) -> Iterator[Tile]:
+        self, request: Request, on_step: Callable[[], Any] = lambda: None,
+        on_begin: Callable[[str], Any] = lambda name: None, on_image: Callable[[Tile], Any] = lambda tile: None,
+    ) -> Iterator[Tile]:  # fmt: skip
         """Generate the images that are not cached, dense first; yield each one when it is measured.
 
-        Args:
-            request: From :meth:`request`.
-            on_step: Called after each denoising step.
-            on_begin: Called with the name of each variant before its image is generated.
-            on_image: Called with each image before it is measured.
-
-        Raises:
-            Stopped: After :meth:`stop`.
+        ``on_step`` is called after each denoising step, ``on_begin`` with each variant's name before its image is
+        generated, ``on_image`` with each image before it is measured. Raises Stopped after :meth:`stop`.
         """
+
+        calls: list[ModelCall] = []
 
         def check_stop() -> None:
             if self.stopping:
@@ -115,12 +93,17 @@ class Workbench:
             check_stop()
             on_step()
 
+        def replay(model: nn.Module) -> None:
+            for call in calls:
+                check_stop()
+                call(model)
+
         guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
         runner = Runner(
             self.pipeline, self.part, [request.prompt], [request.seed], request.steps, 1, guidance, step,
             shown=lambda images: on_image(Tile.of(name, images[0], {})),
         )  # fmt: skip
-        with runner:
+        with runner.caching():
             for choice in (None, *request.choices):
                 if request.key(choice) in self.pictures:
                     continue
@@ -128,24 +111,19 @@ class Workbench:
                 on_begin(name)
                 config, reference = None, None
                 if choice:
-                    calls = self.calibration.get(request.prompt, step) if choice.calibrates else []
-                    config = choice.config(_replay(calls, check_stop))
+                    calls[:] = self.calibration.get(request.prompt, step) if choice.calibrates else []
+                    config = choice.config(replay)
                     reference = [self.pictures[request.key(None)].picture]
                 variant = runner.run(name, config, reference)
                 tile = Tile.of(name, variant.images[0], self._numbers(variant))
-                self._cache(request, choice, tile)
+                others = [key for key in self.pictures if key not in map(request.key, (None, *request.choices))]
+                for key in others[: max(len(self.pictures) + 1 - self.cached, 0)]:  # the oldest first
+                    del self.pictures[key]
+                self.pictures[request.key(choice)] = tile
                 yield tile
 
-    def _cache(self, request: Request, choice: Choice | None, tile: Tile) -> None:
-        """Cache an image; drop the oldest ones, but none of the same request."""
-        own = {request.key(choice) for choice in (None, *request.choices)}
-        oldest = [key for key in self.pictures if key not in own]
-        for key in oldest[: max(len(self.pictures) + 1 - self.cached, 0)]:
-            del self.pictures[key]
-        self.pictures[request.key(choice)] = tile
-
     def _numbers(self, variant: Variant) -> dict[str, Any]:
-        numbers = variant.numbers | {OF_DENSE: variant.weights.total / self.dense_bytes}
+        numbers = variant.numbers | {OF_DENSE: variant.weights.total / weight_bytes(self.model).total}
         if self.embedded:
             label = classify(variant.images).iloc[0]
             numbers[CLASSIFIED] = f"{label['subject']} on {label['background']}"
@@ -154,14 +132,3 @@ class Workbench:
     def code(self, request: Request, choice: Choice | None) -> str:
         """Return Python that generates the request's image with ``choice`` (None: dense) without a widget."""
         return script(self.pipeline, self.part, request, choice, self.calibration.code(request.prompt))
-
-
-def _replay(calls: Sequence[ModelCall], before: Callable[[], None]) -> Callable[[nn.Module], None]:
-    """Return a forward loop that repeats ``calls``, with ``before`` ahead of each."""
-
-    def forward_loop(model: nn.Module) -> None:
-        for call in calls:
-            before()
-            call(model)
-
-    return forward_loop
