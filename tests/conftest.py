@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import inspect
 import shutil
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
+from diffusers.models.modeling_utils import ModelMixin
+from transformers import PreTrainedModel
 
 ALL_TYPES = ["FP8", "INT8", "INT4", "NF4", "NVFP4"]
 CHROMIUM = next(
@@ -33,6 +38,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def modelopt_checkpointing_off() -> Iterator[None]:
+    """Undo ModelOpt's enable_huggingface_checkpointing() after a test that calls it; ModelOpt cannot."""
+    yield
+    huggingface = sys.modules.get("modelopt.torch.opt.plugins.huggingface")
+    for cls in (ModelMixin, PreTrainedModel) if huggingface else ():
+        for name, method in vars(cls).get("_modelopt_cache", {}).items():
+            setattr(cls, name, classmethod(method.__func__) if inspect.ismethod(method) else method)
+        if "_modelopt_cache" in vars(cls):
+            del cls._modelopt_cache
+            huggingface._PATCHED_CLASSES.clear()
 
 
 @pytest.fixture

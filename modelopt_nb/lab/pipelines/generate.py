@@ -47,6 +47,7 @@ def generate(
     images: list[np.ndarray] = []
     bars = {**getattr(pipeline, "_progress_bar_config", {}), "disable": True}
     with with_attribute(pipeline, "_progress_bar_config", bars):
+        pipe.set_progress_bar_config(**bars)  # of the pipelines inside a combined one, too
         for i in range(0, len(texts), batch_size):
             batch = texts[i : i + batch_size]
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in numbers[i : i + batch_size]]
