@@ -19,7 +19,7 @@ def export(
     Args:
         model: A dense model, not changed. ModelOpt exports weights that are not packed yet.
         config: FP8 or INT8 per tensor or channel, INT4, or NVFP4, with or without activations.
-        folder: Replaced atomically.
+        folder: The checkpoint in it is replaced atomically; other files stay.
         forward_loop: Calibrates, as in :func:`modelopt_nb.quantize`.
 
     Raises:

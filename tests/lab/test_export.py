@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -36,6 +37,16 @@ def test_four_bits(scheme, transformer, tmp_path):
     assert tensors[f"{LAYER}.weight"].numel() == 128 * 64
     assert f"{LAYER}.weight_scale" in tensors
     assert "quantization_config" in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_it_replaces_a_checkpoint_and_no_other_file(transformer, tmp_path):
+    packed = copy.deepcopy(transformer)
+    quantize(packed, make_config("INT8"))
+    packed.save_pretrained(tmp_path, max_shard_size="100KB")
+    (tmp_path / "lora.safetensors").write_text("mine")
+    export(transformer, make_config("FP8"), tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "diffusion_pytorch_model.safetensors", "lora.safetensors"}
 
 
 @pytest.mark.parametrize("scheme", ["NF4", "NF4 double block", "FP8 block", "INT8 block"])

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoModel
+from diffusers import AutoModel, DiTPipeline
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 
 from modelopt_nb import CheckpointError, enable, make_config, quantize
 from tests.architectures import build, run
+from tests.upstream.repairs.test_users_files import small_pipeline
 
 MANIFEST = "modelopt_nb.json"
 
@@ -127,7 +136,7 @@ def test_tensors_that_do_not_fit_without_a_manifest(transformer, tmp_path, chang
 
 def test_a_flipped_bit_or_a_cut_anywhere_is_refused(saved, inputs):
     expected = run(load(saved), inputs)
-    files, dice, refused, count = sorted(saved.iterdir()), random.Random(0), 0, 40
+    files, dice, refused, count = sorted(saved.glob("[!.]*")), random.Random(0), 0, 40
     sizes = [f.stat().st_size for f in files]
     for i in range(count):
         file = dice.choices(files, sizes)[0] if i % 2 else dice.choice(files)
@@ -160,6 +169,79 @@ def test_a_hub_id_works_as_a_folder_does(saved, inputs, transformer, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=shard.name):
         AutoModel.from_pretrained("someone/packed", **hub)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the hub is asked for, which has it not."""
+    calls = []
+
+    def download(repo, name, **arguments):
+        calls.append((repo, name, arguments))
+        raise errors.get(len(calls), LocalEntryNotFoundError("not in the cache"))
+
+    errors = {}
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return calls, errors
+
+
+def in_the_cache(folder: Path, tmp_path: Path) -> dict:
+    repo, commit = tmp_path / "hub" / "models--someone--model", "0123456789" * 4
+    shutil.copytree(folder, repo / "snapshots" / commit, ignore=lambda *_: [MANIFEST])
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    return {"cache_dir": str(tmp_path / "hub"), "local_files_only": True}
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_dense_model_asks_the_hub_for_nothing_more(safe, asked, transformer, inputs, tmp_path):
+    transformer.save_pretrained(tmp_path / "dense", safe_serialization=safe)
+    loaded = AutoModel.from_pretrained("someone/model", **in_the_cache(tmp_path / "dense", tmp_path))
+    assert torch.equal(run(loaded, inputs), run(transformer, inputs))
+    assert asked[0] == []
+
+
+def response(status: int):
+    import httpx
+
+    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/someone/model"))
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
+@pytest.mark.parametrize(
+    "error",
+    [
+        LocalEntryNotFoundError("not in the cache"),
+        RemoteEntryNotFoundError("404", response=response(404)),
+        RepositoryNotFoundError("404", response=response(404)),
+        GatedRepoError("403", response=response(403)),
+        HfHubHTTPError("401 Unauthorized", response=response(401)),
+        OfflineModeIsEnabled("offline"),
+        ConnectionError("no network"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_manifest_that_the_hub_does_not_give(error, asked, saved, tmp_path):
+    """It is asked for once, with the commit, the token and the offline mode of the load; no other error escapes."""
+    calls, errors = asked
+    errors[1] = error
+    with pytest.raises(CheckpointError, match="modelopt_nb.json is missing; cannot verify"):
+        AutoModel.from_pretrained("someone/model", token="hf_mine", **in_the_cache(saved, tmp_path))
+    cache = {"revision": "0123456789" * 4, "cache_dir": tmp_path / "hub"}
+    assert calls == [("someone/model", MANIFEST, cache | {"token": "hf_mine", "local_files_only": True})]
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
+def test_a_component_asks_the_hub_as_its_pipeline_does(asked, tmp_path):
+    pipeline = small_pipeline()
+    quantize(pipeline.transformer, make_config("INT8"))
+    pipeline.save_pretrained(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="modelopt_nb.json is missing"):
+        DiTPipeline.from_pretrained("someone/model", token="hf_mine", **in_the_cache(tmp_path / "saved", tmp_path))
+    ((_, name, arguments),) = asked[0]
+    assert name == f"transformer/{MANIFEST}"
+    assert (arguments["token"], arguments["local_files_only"]) == ("hf_mine", True)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

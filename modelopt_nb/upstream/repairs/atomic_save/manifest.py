@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 from collections.abc import Container, Mapping, Sequence
+from contextvars import ContextVar
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from modelopt_nb.upstream.repairs.base import METADATA
 
-MANIFEST = "modelopt_nb.json"
+STATES = MANIFEST, STATE = "modelopt_nb.json", "modelopt_state.pth"  # the kit's, and ModelOpt's own
+#: How the ``from_pretrained`` that runs asks the hub: its ``token`` and ``local_files_only``.
+HUB: ContextVar[Any] = ContextVar("hub", default=None)
 FORMAT = int(METADATA["modelopt_nb"])
 PACKAGES = ("modelopt-nb", "torch", "diffusers", "nvidia-modelopt", "transformers")
 UNUSED = ("weight_quantizer._amax", "weight_quantizer._global_amax")  # in checkpoints of ModelOpt alone
@@ -29,7 +32,7 @@ class CheckpointError(ValueError):
 
 def write_manifest(folder: Path, class_name: str) -> None:
     """Write the manifest of all files in ``folder``: size, digest, and a digest per tensor."""
-    files = {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
     versions = {d.name: d.version for d in distributions() if d.name in PACKAGES}
     manifest = {"format": FORMAT, "class": class_name, "versions": versions, "files": files}
     text = json.dumps(manifest | {"digest": _digest(manifest)}, indent=1)
@@ -40,14 +43,17 @@ def verify(files: Sequence[str | os.PathLike], class_name: str) -> None:
     """Raise CheckpointError if the checkpoint of ``files`` does not match its manifest; only the kit's have one."""
     paths = [Path(f) for f in files]
     folder, path = paths[0].parent, paths[0].parent / MANIFEST
-    _verify_pickle(folder / "modelopt_state.pth")
+    _verify_pickle(folder / STATE)
     if not path.exists():
-        _fetch(path)
-    if not path.exists():
-        for p in paths:
-            if p.suffix == ".safetensors" and METADATA.keys() & _read(p, lambda file: file.metadata() or {}).keys():
-                raise CheckpointError(f"{path} is missing; cannot verify {p.name} and the other files")
-        return
+        headers = {p: _read(p, lambda file: file.metadata() or {}) for p in paths if p.suffix == ".safetensors"}
+        ours = [p.name for p, header in headers.items() if METADATA.keys() & header.keys()]
+        config = folder / "config.json"
+        if ours or (config.exists() and b'"modelopt"' in config.read_bytes()):
+            _fetch(path)
+        if not path.exists():
+            if ours:
+                raise CheckpointError(f"{path} is missing; cannot verify {ours[0]} and the other files")
+            return
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         digest, made = manifest.pop("digest"), manifest["format"]
@@ -121,11 +127,11 @@ def _fetch(path: Path) -> None:
     kind, _, repo = parts[at - 1].partition("--")
     if at and kind == "models":
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError
 
-        with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
+        with contextlib.suppress(EntryNotFoundError, OSError):  # also no such repository, no right, and no network
             name, cache = "/".join(parts[at + 2 :]), Path(*parts[: at - 1])
-            hf_hub_download(repo.replace("--", "/"), name, revision=parts[at + 1], cache_dir=cache)
+            hf_hub_download(repo.replace("--", "/"), name, revision=parts[at + 1], cache_dir=cache, **HUB.get() or {})
 
 
 def _read(path: Path, extract: Any) -> dict[str, Any]:

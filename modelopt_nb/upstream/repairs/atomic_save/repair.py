@@ -2,18 +2,21 @@
 
 import contextlib
 import functools
+import inspect
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers import AutoModel, ConfigMixin, DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
+from modelopt.torch.opt import ModeloptStateManager
 from torch import nn
 
-from modelopt_nb.upstream.layers import has_packed_layers
-from modelopt_nb.upstream.repairs.atomic_save.atomic_folder import atomic_folder
-from modelopt_nb.upstream.repairs.atomic_save.manifest import verify, write_manifest
+from modelopt_nb.upstream.layers import has_packed_layers, is_packed
+from modelopt_nb.upstream.repairs.atomic_save.atomic_folder import atomic_folder, load_whole, manifests
+from modelopt_nb.upstream.repairs.atomic_save.manifest import HUB, verify, write_manifest
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 from modelopt_nb.upstream.repairs.pack_while_loading.diffusers_quantizer import DiffusersQuantizer
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import model_classes
@@ -22,7 +25,7 @@ from modelopt_nb.upstream.repairs.pack_while_loading.repair import model_classes
 class AtomicSave(Repair):
     """Make ``save_pretrained`` of a packed model or pipeline atomic, with a manifest that loading verifies.
 
-    A dense model is saved and loaded as upstream does.
+    A dense model is saved and loaded as upstream does, unless it replaces a packed one.
     """
 
     name = "atomic-save"
@@ -53,25 +56,72 @@ class AtomicSave(Repair):
                 verify(files, type(model).__name__)
             return load(cls, model, state_dict, files, *args, **kwargs)
 
-        owners = [DiffusionPipeline, *(model_class for model_class, _ in model_classes())]
-        saves: list[Patch] = [(o, "save_pretrained", _atomic(vars(o)["save_pretrained"])) for o in owners]
-        return [*saves, (ModelMixin, "_load_pretrained_model", classmethod(verified))]
+        bases = [DiffusionPipeline, *(model_class for model_class, _ in model_classes())]
+        saves: list[Patch] = [(b, "save_pretrained", _atomic(vars(b)["save_pretrained"])) for b in bases]
+        automatic = [AutoModel]
+        if len(bases) > 2:
+            from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+            automatic.append(_BaseAutoModelClass)
+        loaders = [(b, vars(b)["from_pretrained"].__func__) for b in (*bases, *automatic)]
+        loads: list[Patch] = [(b, "from_pretrained", classmethod(_whole(original))) for b, original in loaders]
+        return [*saves, *loads, (ModelMixin, "_load_pretrained_model", classmethod(verified))]
 
 
 def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
     def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         is_pipeline = isinstance(model, DiffusionPipeline)
-        if not any(has_packed_layers(part) for part in (model.components.values() if is_pipeline else [model])):
+        parts = model.components if is_pipeline else {type(model).__name__: model}
+        packed = {name: part for name, part in parts.items() if has_packed_layers(part)}
+        if not packed and not manifests(Path(save_directory)):
             return original(model, save_directory, *args, **kwargs)
+        for name, part in packed.items():
+            _check_described(name, part)
+        given = signature.bind(model, save_directory, *args, **kwargs).arguments
+        if not given.get("is_main_process", kwargs.get("is_main_process", True)):
+            return None  # the main process writes all files
         push = kwargs.pop("push_to_hub", False)
-        names = ("commit_message", "private", "token", "create_pr")
-        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
+        hub = {n: kwargs.pop(n) for n in ("commit_message", "private", "token", "create_pr") if n in kwargs}
         repo = kwargs.pop("repo_id", Path(save_directory).name)
         with atomic_folder(save_directory) as folder:
             original(model, str(folder), *args, **kwargs)
-            if not is_pipeline:
+            if packed and not is_pipeline:
                 write_manifest(folder, type(model).__name__)
         return model.push_to_hub(repo, **hub) if push else None
 
     return save_pretrained
+
+
+def _check_described(name: str, model: Any) -> None:
+    """Refuse a model with packed layers that its configuration does not describe: it would load as garbage."""
+    model = getattr(model, "_orig_mod", model)  # a compiled one
+    packed = {layer for layer, module in model.named_modules() if is_packed(module)}
+    report = getattr(getattr(model, "hf_quantizer", None), "report", None)
+    by_modelopt = hasattr(type(model), "_modelopt_cache") and hasattr(model, ModeloptStateManager._state_key)
+    described = {layer.name for layer in report.packed} if report else packed if by_modelopt else set()
+    if other := packed ^ described:
+        raise ValueError(
+            f"{name}: {min(other)!r} is not packed as its quantization_config says, and would load as garbage. Allowed:"
+            f" quantize() of the whole model, not of parts; modules_to_not_convert= or per_layer= choose its layers"
+        )
+
+
+def _whole(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+        names = ("pretrained_model_name_or_path", "pretrained_model_or_path")
+        source = args[0] if args else next((kwargs[name] for name in names if kwargs.get(name)), None)
+        hub = {n: kwargs[n] for n in ("token", "local_files_only") if kwargs.get(n) is not None}
+        token = HUB.set({**(HUB.get() or {}), **hub})
+        try:
+            if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+                folder = Path(source, kwargs.get("subfolder") or "")
+                return load_whole(folder, lambda: original(cls, *args, **kwargs))
+            return original(cls, *args, **kwargs)
+        finally:
+            HUB.reset(token)
+
+    return from_pretrained
