@@ -12,6 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from modelopt_nb.upstream.layers import has_packed_layers
+from modelopt_nb.upstream.packed_weights import packed_dtype
 from modelopt_nb.upstream.repairs.atomic_save.atomic_folder import atomic_folder
 from modelopt_nb.upstream.repairs.atomic_save.manifest import verify, write_manifest
 from modelopt_nb.upstream.repairs.base import Patch, Repair
@@ -64,6 +65,8 @@ def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
         is_pipeline = isinstance(model, DiffusionPipeline)
         if not any(has_packed_layers(part) for part in (model.components.values() if is_pipeline else [model])):
             return original(model, save_directory, *args, **kwargs)
+        if not is_pipeline and (quantizer := getattr(model, "hf_quantizer", None)):
+            quantizer.quantization_config.packed_dtype = packed_dtype(model)  # casts may have changed it
         push = kwargs.pop("push_to_hub", False)
         names = ("commit_message", "private", "token", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
