@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoModel
+from diffusers import AutoModel, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from modelopt_nb import enable, make_config, quantize, weight_bytes
@@ -19,6 +20,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @pytest.fixture(autouse=True)
 def enabled():
     enable()
+
+
+class TwoLayers(ModelMixin, ConfigMixin):
+    """The smallest model that Diffusers saves."""
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(256, 128), nn.Conv2d(64, 64, 1), nn.LayerNorm(8)
 
 
 def dense(model: nn.Module, dtype: torch.dtype, folder) -> nn.Module:
@@ -58,19 +70,19 @@ def assert_close(found: nn.Module, expected: nn.Module, dtype: torch.dtype, coar
 @pytest.mark.parametrize("quant_type", ALL_TYPES)
 @pytest.mark.parametrize("first", DTYPES)
 @pytest.mark.parametrize("second", DTYPES)
-def test_saved_in_one_dtype_loaded_in_another_saved_and_loaded_again(quant_type, first, second, transformer, tmp_path):
-    model, to = dense(transformer, DTYPES[first], tmp_path), DTYPES[second]
+def test_saved_in_one_dtype_loaded_in_another_saved_and_loaded_again(quant_type, first, second, tmp_path):
+    model, to = TwoLayers().to(DTYPES[first]), DTYPES[second]
     quantize(model, make_config(quant_type))
     model.save_pretrained(tmp_path / "one")
-    loaded = AutoModel.from_pretrained(str(tmp_path / "one"), torch_dtype=to)
+    loaded = TwoLayers.from_pretrained(tmp_path / "one", torch_dtype=to)
     coarser = max(DTYPES[first], to, key=lambda dtype: torch.finfo(dtype).eps)
     assert loaded.dtype == to
     assert_close(loaded, model, to, coarser)
     loaded.save_pretrained(tmp_path / "two")
-    again = AutoModel.from_pretrained(str(tmp_path / "two"))
+    again = TwoLayers.from_pretrained(tmp_path / "two")
     assert again.dtype == to and weight_bytes(again) == weight_bytes(loaded)
     assert_close(again, loaded, to, to)
-    back = AutoModel.from_pretrained(str(tmp_path / "two"), torch_dtype=DTYPES[first])
+    back = TwoLayers.from_pretrained(tmp_path / "two", torch_dtype=DTYPES[first])
     assert_close(back, model, DTYPES[first], coarser)
 
 

@@ -26,7 +26,7 @@ class PackedCasts(Repair):
 
     def needed(self) -> bool:
         layer = nn.ParameterDict({"weight": QTensorWrapper(FP8QTensor.quantize(torch.ones(2, 2))[0])})
-        return QuantModule._apply(layer, torch.Tensor.half)["weight"].data.dtype != torch.float8_e4m3fn  # ty: ignore
+        return QuantModule._apply(layer, torch.Tensor.half)["weight"].data.dtype != torch.float8_e4m3fn
 
     def patches(self) -> list[Patch]:
         return [(QuantModule, "_apply", _apply), (RealQuantLinear, "_apply", _apply)]

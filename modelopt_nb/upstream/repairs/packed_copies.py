@@ -4,7 +4,7 @@ import copy
 import functools
 import io
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from modelopt.torch.opt import dynamic
@@ -33,7 +33,7 @@ class PackedCopies(Repair):
 
     def needed(self) -> bool:
         try:
-            return not copy.deepcopy(QTensorWrapper(FP8QTensor.quantize(torch.ones(2, 2))[0])).metadata
+            return type(copy.deepcopy(QTensorWrapper(FP8QTensor.quantize(torch.ones(2, 2))[0]))) is not QTensorWrapper
         except TypeError:
             return True
 
@@ -54,7 +54,7 @@ class PackedCopies(Repair):
             vars(self).pop("_load_from_state_dict")(*args)
 
         def copied(self: Any, memo: dict[int, Any]) -> Any:
-            return memo.setdefault(id(self), QTensorWrapper(self.data.clone(), dict(self.metadata)))
+            return memo.setdefault(id(self), cast(Any, QTensorWrapper)(self.data.clone(), dict(self.metadata)))
 
         def set_hooks(self: Any, name: str, *hooks: Any) -> None:
             set_attr(self, name, *(hook or _no_hook for hook in hooks))
@@ -95,7 +95,7 @@ def _dynamic_class(name: str) -> Any:
             if plain not in registry:
                 registry.register({plain: plain.__name__})(getattr(quant_linear, f"{prefix}Linear"))
             return registry[plain]
-    for found in map(QuantModuleRegistry.get, list(QuantModuleRegistry._registry)):
-        if found.__name__ == name:
-            return found
+    for plain in list(QuantModuleRegistry._registry):
+        if QuantModuleRegistry[plain].__name__ == name:
+            return QuantModuleRegistry[plain]
     raise AttributeError(f"module {dynamic.__name__!r} has no attribute {name!r}")
