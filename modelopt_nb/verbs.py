@@ -1,7 +1,7 @@
 """The verbs on a loaded model: enable and quantize. (A module named like a verb would hide it, once imported.)"""
 
-import copy
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,18 +15,22 @@ from modelopt_nb.packing.plan import plan
 from modelopt_nb.packing.report import Report
 from modelopt_nb.upstream import repairs
 from modelopt_nb.upstream.layers import make_linear
-from modelopt_nb.upstream.packed_weights import finish_packing
+from modelopt_nb.upstream.packed_weights import finish_packing, packed_dtype
 from modelopt_nb.upstream.quantizers import insert_quantizers
 from modelopt_nb.upstream.quiet import quiet
 from modelopt_nb.upstream.rollback import rollback_on_error
+
+#: Held while repairs are switched on: a second thread waits until all are.
+_enabling = threading.RLock()
 
 
 @functools.cache
 def all_repairs() -> tuple[repairs.Repair, ...]:
     """Return every repair, with the parts of the kit that it puts in place."""
-    alone = repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.CalibratedScales(), repairs.PackedDtype()
+    alone = repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.CalibratedScales()
+    packed = repairs.PackedDtype(), repairs.PackedCopies(), repairs.PackedCasts()
     with_kit = repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)
-    return (*alone, *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
+    return (*alone, *packed, *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
 
 
 def repair_states() -> dict[str, str]:
@@ -41,7 +45,7 @@ def enable() -> None:
     Afterwards ``NVIDIAModelOptConfig(...)`` and ``from_pretrained(..., quantization_config=...)`` work, and packed
     models are saved atomically. Calling it again changes nothing. :func:`modelopt_nb.doctor` lists the repairs.
     """
-    with quiet():
+    with _enabling, quiet():
         for repair in all_repairs():
             if not repair.applied and repair.needed():
                 repair.apply()
@@ -80,12 +84,11 @@ def quantize(
 
 def _attach(model: Any, config: ModelOptConfig, report: Report) -> None:
     """Attach configuration and quantizer, so that a model packed in memory saves like a loaded one."""
-    config = copy.copy(config)  # the caller may quantize another model with it
-    config.packed_dtype = report.packed[0].dtype
     for model_class, quantizer_class in repairs.model_classes():
         if isinstance(model, model_class):
             model.hf_quantizer = quantizer_class(config)
-            model.hf_quantizer.report = report
+            config, model.hf_quantizer.report = model.hf_quantizer.quantization_config, report
+            config.packed_dtype, config.forward_loop = packed_dtype(model), None
             if hasattr(model, "register_to_config"):
                 model.register_to_config(quantization_config=config)
             else:

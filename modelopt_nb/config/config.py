@@ -43,7 +43,7 @@ class ModelOptConfig(NVIDIAModelOptConfig):
             ``"dynamic token"`` where weights are scaled per channel or block.
         activation_calibrator: Find static scales by ``"max"``, or by ``"percentile", "entropy", "mse"`` of a histogram.
         percentile: Share of the histogram that the scale covers, in percent.
-        packed_dtype: Dtype of the weights before they were packed. Set by saving.
+        packed_dtype: Dtype that packed weights are read as, or dtypes by layer. Set by packing and saving.
         arguments: Further arguments of the algorithm, such as ``alpha`` of ``smoothquant``.
 
     Raises:
@@ -60,7 +60,7 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         modelopt_config: Mapping[str, Any] | None = None, disable_conv_quantization: bool = False, *,
         pointwise_as_linear: bool = False, per_layer: Mapping[str, Patterns] | None = None,
         activation_scale: str | None = None, activation_calibrator: str = "max", percentile: float = 99.9,
-        packed_dtype: str | None = None, **arguments: Any,
+        packed_dtype: str | dict[str, str] | None = None, **arguments: Any,
     ) -> None:  # fmt: skip
         blocks = Blocks(channel_quantize, block_quantize, scale_channel_quantize, scale_block_quantize)
         if isinstance(quant_type, str) and " " in quant_type:

@@ -43,7 +43,7 @@ class WeightBytes:
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
     """Return the bytes of a tensor, packed or not."""
-    return tensor.numel() * tensor.element_size()
+    return tensor.nbytes
 
 
 def stored_dtype(tensor: torch.Tensor) -> str:

@@ -15,6 +15,7 @@ from modelopt_nb.upstream import packed_weights
 from modelopt_nb.upstream.layers import make_linear
 from modelopt_nb.upstream.quantizers import insert_quantizers
 from modelopt_nb.upstream.repairs.atomic_save.manifest import tensor_shapes, verify, verify_tensors
+from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import float_dtypes, main_dtype
 
 
 class Packer:
@@ -40,23 +41,41 @@ class Packer:
         layer, _, tensor = name.rpartition(".")
         return tensor == "weight" and layer in self.plan.layouts
 
+    def keeps_dtype(self, name: str) -> bool:
+        """Return whether a tensor of a checkpoint stays in its dtype: all do, unless another dtype is asked for."""
+        exact = ("._amax", *(f"weight_quantizer.{scale}" for scale in packed_weights.SCALES))
+        return self.as_saved or name.endswith(exact) or self.is_packed_weight(name)
+
     def expect(self, files: Sequence[Path], names: Sequence[str] = ()) -> None:
         """Prepare for the tensors of a packed checkpoint, by ``names`` and, in safetensors, by their descriptions."""
         if self.config.algorithm["method"] == "svdquant":
             packed_weights.expect_low_rank(self.model)
-        for x in self.plan.layers:
+        shapes, saved, dtypes = tensor_shapes(files), self.config.packed_dtype, float_dtypes(files)
+        packed = [x for x in self.plan.layers if x.packed]
+        self.as_saved = bool(saved) and packed[0].dtype == main_dtype(saved)
+        by_layer = saved if self.as_saved and isinstance(saved, dict) else {}
+        for x in packed:
             if x.layout is not None:
                 layer: Any = self.model.get_submodule(x.name)
                 layer._parameters["weight"] = nn.Parameter(layer.weight.reshape(x.shape), requires_grad=False)
-                tensors = x.layout.tensors(x.shape, self.config.packed_dtype or x.dtype)
-                metadata = packed_weights.expect_packed(layer, x.layout.type.qtensor, tensors, getattr(torch, x.dtype))
+                scales = (dtypes.get(f"{x.name}.weight_quantizer.{name}") for name, *_ in x.layout.type.scales)
+                tensors = x.layout.tensors(x.shape, next(filter(None, scales), x.dtype))
+                dtype = getattr(torch, by_layer.get(x.name, x.dtype))
+                metadata = packed_weights.expect_packed(layer, x.layout.type.qtensor, tensors, dtype)
                 self.metadata[x.name] = metadata
-        for name, shape in (dict.fromkeys(names, ()) | tensor_shapes(files)).items():
+        for name, shape in (dict.fromkeys(names, ()) | shapes).items():
             owner, _, tensor = name.rpartition(".")
             if owner.endswith("input_quantizer") or tensor in packed_weights.LOW_RANK:  # what calibration found
-                self.model.get_submodule(owner).register_buffer(tensor, torch.empty(tuple(shape), device="meta"))
+                empty = torch.empty(
+                    tuple(shape), dtype=getattr(torch, dtypes.get(name, packed[0].dtype)), device="meta"
+                )
+                self.model.get_submodule(owner).register_buffer(tensor, empty)
         if names:
             verify_tensors(files, self.model.state_dict(), {f"{name}.weight" for name in self.plan.layouts})
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if name in dtypes and (self.keeps_dtype(name) or "_quantizer." in name):
+                dtype = dtypes[name] if self.keeps_dtype(name) else packed[0].dtype
+                tensor.data = tensor.data.to(getattr(torch, dtype))
 
     def pack(self, name: str, weight: torch.Tensor) -> None:
         """Pack a weight that has arrived, unless a forward loop will calibrate the whole model."""
@@ -75,7 +94,7 @@ class Packer:
         if not self.pre_quantized and self.config.forward_loop is not None:
             calibrate(self.model, self.config, self.plan, self.config.forward_loop)
         packed_weights.finish_packing(self.model)
-        self.config.packed_dtype = next(x.dtype for x in self.plan.layers if x.packed)
+        self.config.packed_dtype, self.config.forward_loop = packed_weights.packed_dtype(self.model), None
         return Report.measure(self.model, self.config, self.plan)
 
 

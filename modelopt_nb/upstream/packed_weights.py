@@ -9,7 +9,7 @@ import torch
 from modelopt.torch.opt import ModeloptStateManager
 from modelopt.torch.quantization import qtensor
 from modelopt.torch.quantization.conversion import create_and_replace_svdquant_linear_on_the_fly
-from modelopt.torch.quantization.nn import QuantModule, TensorQuantizer
+from modelopt.torch.quantization.nn import QuantModule, RealQuantLinear, TensorQuantizer
 from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQuantizer
 from modelopt.torch.quantization.qtensor.base_qtensor import pack_real_quantize_weight
 from torch import nn
@@ -20,6 +20,8 @@ from modelopt_nb.upstream.quiet import quiet
 
 #: The buffers of svdquant's low-rank branch.
 LOW_RANK = ("_svdquant_lora_a", "_svdquant_lora_b")
+#: The buffers of a weight quantizer that packed weights are read with.
+SCALES = tuple(RealQuantLinear.list_of_scale_tensors)
 
 
 def pack_layer(layer: nn.Module, algorithm: dict[str, Any]) -> None:
@@ -39,6 +41,7 @@ def finish_packing(model: nn.Module) -> None:
         # FP8 and NVFP4 have real low-precision products on CUDA; elsewhere this option warns once a layer
         mtq.compress(model, mtq.config.CompressConfig(quant_gemm=next(model.parameters()).is_cuda))
     _drop_packed_amax(model)
+    model.register_load_state_dict_pre_hook(_refuse_dense)
     for module in model.modules():
         quantizer: Any = getattr(module, "weight_quantizer", module)
         for name in LOW_RANK:
@@ -59,6 +62,26 @@ def _drop_packed_amax(model: nn.Module) -> None:
         for name in ("_amax", "_global_amax") if is_packed(module) else ():
             if hasattr(module.weight_quantizer, name):
                 delattr(module.weight_quantizer, name)
+
+
+def _refuse_dense(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    """Raise ValueError before anything is loaded if a state dict has a dense weight for a packed layer."""
+    for name, module in model.named_modules():
+        key = f"{prefix}{name}.weight" if name else f"{prefix}weight"
+        if is_packed(module) and key in state_dict:
+            given, packed = state_dict[key], cast(Any, module._parameters["weight"]).data
+            if (given.dtype, given.shape) != (packed.dtype, packed.shape):
+                wrong = f"state_dict: {key} is {given.dtype} {tuple(given.shape)}, and the packed weight {packed.dtype}"
+                raise ValueError(
+                    f"{wrong} {tuple(packed.shape)}. Load dense weights into a dense model, then quantize it"
+                )
+
+
+def packed_dtype(model: nn.Module) -> str | dict[str, str]:
+    """Return the dtype that packed weights are read as: one for all, or by layer where they differ."""
+    layers = {name: m._parameters["weight"] for name, m in model.named_modules() if is_packed(m)}
+    found = {name: str(cast(Any, w).metadata["dtype"]).removeprefix("torch.") for name, w in layers.items()}
+    return found if len(set(found.values())) > 1 else next(iter(found.values()))
 
 
 def expect_low_rank(model: nn.Module) -> None:

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import tempfile
@@ -53,6 +54,19 @@ def packed_weights_have_the_dtype_they_are_read_as():
     model = torch.nn.Sequential(torch.nn.Linear(32, 4)).half()
     quantize(model, make_config("FP8"))
     assert model[0].weight.dtype == torch.float16
+
+
+def copies_are_packed():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 4))
+    quantize(model, make_config("FP8"))
+    assert torch.equal(copy.deepcopy(model)(torch.ones(1, 32)), model(torch.ones(1, 32)))
+
+
+def casts_keep_packed_weights():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 4))
+    quantize(model, make_config("FP8"))
+    before = read_packed(model[0])
+    assert torch.equal(read_packed(model.half().float()[0]), before)
 
 
 def diffusers_configuration_works():
@@ -121,6 +135,8 @@ PROOFS = {
     "fp8-zeros": [(fp8_keeps_zeros, AssertionError)],
     "calibrated-scales": [(packing_keeps_calibrated_scales, AssertionError)],
     "packed-dtype": [(packed_weights_have_the_dtype_they_are_read_as, AssertionError)],
+    "packed-copies": [(copies_are_packed, TypeError)],
+    "packed-casts": [(casts_keep_packed_weights, Exception)],
     "config-class": [
         (diffusers_configuration_works, TypeError),
         (wrong_types_raise, pytest.fail.Exception),

@@ -11,6 +11,8 @@ from modelopt_nb.upstream.repairs.config_class import ConfigClass
 from modelopt_nb.upstream.repairs.fp8_zeros import Fp8Zeros
 from modelopt_nb.upstream.repairs.nf4_read_back import Nf4ReadBack
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import PackWhileLoading, model_classes
+from modelopt_nb.upstream.repairs.packed_casts import PackedCasts
+from modelopt_nb.upstream.repairs.packed_copies import PackedCopies
 from modelopt_nb.upstream.repairs.packed_dtype import PackedDtype
 from modelopt_nb.upstream.repairs.restore_from_config import RestoreFromConfig
 
@@ -21,6 +23,8 @@ __all__ = [
     "Fp8Zeros",
     "Nf4ReadBack",
     "PackWhileLoading",
+    "PackedCasts",
+    "PackedCopies",
     "PackedDtype",
     "Repair",
     "RestoreFromConfig",

@@ -18,6 +18,7 @@ from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
 from torch import nn
 
 from modelopt_nb.upstream.repairs.base import METADATA
+from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import copied, main_dtype
 
 
 class DiffusersQuantizer(NVIDIAModelOptQuantizer):
@@ -29,6 +30,9 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     packer_class: ClassVar[Any] = None
     quantization_config: Any
     report: Any = None
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(copied(quantization_config), **kwargs)
 
     @property
     def is_serializable(self) -> bool:
@@ -49,7 +53,7 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     def update_torch_dtype(self, torch_dtype: Any = None) -> torch.dtype:
         saved = self.quantization_config.packed_dtype
         if torch_dtype is None and self.pre_quantized and saved:
-            torch_dtype = getattr(torch, saved)
+            torch_dtype = getattr(torch, main_dtype(saved))
         return super().update_torch_dtype(torch_dtype)
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
@@ -59,7 +63,7 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     def _process_model_before_weight_loading(self, model: Any, *args: Any, **kwargs: Any) -> None:
         names, files = getattr(self, "_checkpoint", ([], []))
         self.packer = self.packer_class(self.quantization_config, model, files, self.pre_quantized)
-        model.config.quantization_config = self.quantization_config
+        model.register_to_config(quantization_config=self.quantization_config)
         if self.pre_quantized:
             self.packer.expect(files, names)
 
@@ -68,7 +72,11 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     ) -> bool:
         if self.packer.is_packed_weight(param_name):
             return True
-        return self.pre_quantized and param_name.rpartition(".")[0].endswith("_quantizer")
+        owner, _, tensor = param_name.rpartition(".")
+        if not self.pre_quantized or owner.endswith("_quantizer"):
+            return self.pre_quantized
+        # what is not refused here for its shape is refused by Diffusers
+        return self.packer.as_saved and param_value.shape == getattr(model.get_submodule(owner), tensor).shape
 
     def create_quantized_param(
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, target_device: Any,
@@ -77,13 +85,15 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
         if not self.pre_quantized:
             self.packer.pack(param_name, param_value.to(device=target_device, dtype=dtype or param_value.dtype))
             return
-        # from state_dict, since param_value was cast to the dtype of the model, scales and all
         owner, _, tensor = param_name.rpartition(".")
-        module, value = model.get_submodule(owner), state_dict[param_name].to(target_device)
+        module: Any = model.get_submodule(owner)
+        # param_value was cast to the dtype of the model, scales and all
+        value = (state_dict[param_name] if self.packer.keeps_dtype(param_name) else param_value).to(target_device)
         if tensor in module._buffers:
             module._buffers[tensor] = value
         else:
-            module._parameters[tensor] = nn.Parameter(value, requires_grad=False)
+            grad = module._parameters[tensor].requires_grad
+            module._parameters[tensor] = nn.Parameter(value, requires_grad=grad)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         self.report = self.packer.finish()

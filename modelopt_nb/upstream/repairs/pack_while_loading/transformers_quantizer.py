@@ -9,6 +9,7 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
 from modelopt_nb.upstream.repairs.base import METADATA
+from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import copied
 
 
 class TransformersQuantizer(HfQuantizer):
@@ -18,9 +19,8 @@ class TransformersQuantizer(HfQuantizer):
     quantization_config: Any
     report: Any = None
 
-    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        saved = self.quantization_config.packed_dtype
-        return getattr(torch, saved) if self.pre_quantized and saved and dtype == torch.get_default_dtype() else dtype
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(copied(quantization_config), **kwargs)
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any

@@ -1,0 +1,188 @@
+"""A dtype is remembered and never guessed: saving, loading and running in any of three."""
+
+import copy
+import json
+
+import pytest
+import torch
+from diffusers import AutoModel, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from modelopt_nb import enable, make_config, quantize, weight_bytes
+from modelopt_nb.upstream.layers import is_packed
+from tests.architectures import build, run
+from tests.conftest import ALL_TYPES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.fixture(autouse=True)
+def enabled():
+    enable()
+
+
+class TwoLayers(ModelMixin, ConfigMixin):
+    """The smallest model that Diffusers saves."""
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(256, 128), nn.Conv2d(64, 64, 1), nn.LayerNorm(8)
+
+
+def dense(model: nn.Module, dtype: torch.dtype, folder) -> nn.Module:
+    """Load in ``dtype``: a cast would also reach buffers that are not saved."""
+    model.save_pretrained(folder / "dense")
+    return AutoModel.from_pretrained(str(folder / "dense"), torch_dtype=dtype)
+
+
+def read(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: m.weight_quantizer.dequantize(m.weight) for n, m in model.named_modules() if is_packed(m)}
+
+
+def stored(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: t for n, t in model.state_dict().items() if "weight_quantizer" in n or is_packed_key(model, n)}
+
+
+def is_packed_key(model: nn.Module, name: str) -> bool:
+    owner, _, tensor = name.rpartition(".")
+    return tensor == "weight" and is_packed(model.get_submodule(owner))
+
+
+def assert_close(found: nn.Module, expected: nn.Module, dtype: torch.dtype, coarser: torch.dtype) -> None:
+    """What is stored is equal, and what is read is so to one rounding."""
+    old, new = stored(expected), stored(found)
+    assert old.keys() == new.keys()
+    assert all(t.dtype == new[n].dtype and torch.equal(t, new[n]) for n, t in old.items())
+    weights = read(found)
+    for name, weight in read(expected).items():
+        assert weights[name].dtype == dtype
+        if dtype == weight.dtype:
+            assert torch.equal(weights[name], weight)
+        else:
+            error = (weights[name].float() - weight.float()).abs().max() / weight.float().abs().max()
+            assert error <= 2 * torch.finfo(coarser).eps
+
+
+@pytest.mark.parametrize("quant_type", ALL_TYPES)
+@pytest.mark.parametrize("first", DTYPES)
+@pytest.mark.parametrize("second", DTYPES)
+def test_saved_in_one_dtype_loaded_in_another_saved_and_loaded_again(quant_type, first, second, tmp_path):
+    model, to = TwoLayers().to(DTYPES[first]), DTYPES[second]
+    quantize(model, make_config(quant_type))
+    model.save_pretrained(tmp_path / "one")
+    loaded = TwoLayers.from_pretrained(tmp_path / "one", torch_dtype=to)
+    coarser = max(DTYPES[first], to, key=lambda dtype: torch.finfo(dtype).eps)
+    assert loaded.dtype == to
+    assert_close(loaded, model, to, coarser)
+    loaded.save_pretrained(tmp_path / "two")
+    again = TwoLayers.from_pretrained(tmp_path / "two")
+    assert again.dtype == to and weight_bytes(again) == weight_bytes(loaded)
+    assert_close(again, loaded, to, to)
+    back = TwoLayers.from_pretrained(tmp_path / "two", torch_dtype=DTYPES[first])
+    assert_close(back, model, DTYPES[first], coarser)
+
+
+@pytest.mark.parametrize("quant_type", ALL_TYPES)
+@pytest.mark.parametrize("first", ["float32", "bfloat16"])
+@pytest.mark.parametrize("second", ["float32", "bfloat16"])
+def test_text_encoders_are_read_in_the_dtype_that_is_asked_for(quant_type, first, second, tmp_path):
+    model, inputs = build("T5")
+    model, to = model.to(DTYPES[first]), DTYPES[second]
+    quantize(model, make_config(quant_type))
+    model.save_pretrained(tmp_path / "one")
+    loaded = type(model).from_pretrained(tmp_path / "one", dtype=to)
+    assert {p.dtype for p in loaded.parameters()} == {to} == {run(loaded, inputs).dtype}
+    assert_close(loaded, model, to, torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "two")
+    again = type(model).from_pretrained(tmp_path / "two")
+    assert again.dtype == to and torch.equal(run(again, inputs), run(loaded, inputs))
+
+
+def test_one_configuration_for_two_loads(transformer, inputs, tmp_path):
+    transformer.save_pretrained(tmp_path / "dense")
+    config = make_config("INT4", modules_to_not_convert=["attn2"], forward_loop=lambda model: model)
+    config.forward_loop, before = None, config.to_dict()
+    dtypes = [torch.float32, torch.bfloat16]
+    models = [
+        AutoModel.from_pretrained(str(tmp_path / "dense"), quantization_config=config, torch_dtype=dtype)
+        for dtype in dtypes
+    ]
+    assert config.to_dict() == before
+    config.modules_to_not_convert.append("attn1")
+    for model, dtype in zip(models, dtypes, strict=True):
+        model.save_pretrained(tmp_path / str(dtype))
+        again = AutoModel.from_pretrained(str(tmp_path / str(dtype)))
+        assert again.dtype == dtype
+        x = {n: t.to(dtype) if n != "timestep" else t for n, t in inputs.items()}
+        assert torch.equal(run(again, x), run(model, x))
+
+
+def test_a_configuration_is_copied_deeply(transformer, tmp_path):
+    config = make_config("INT4", modules_to_not_convert=["attn2"])
+    quantize(transformer, config)
+    config.modules_to_not_convert.append("attn1")
+    transformer.save_pretrained(tmp_path)
+    assert len(AutoModel.from_pretrained(str(tmp_path)).hf_quantizer.report.packed) == 9
+
+
+@pytest.mark.parametrize("quant_type", ALL_TYPES)
+def test_layers_of_two_dtypes(quant_type, transformer, tmp_path):
+    model = dense(transformer, torch.bfloat16, tmp_path)
+    attention = model.transformer_blocks[0].attn2
+    attention.to_k.float(), attention.to_v.float(), model.time_embed.float()
+    quantize(model, make_config(quant_type, modules_to_not_convert="time_embed"))
+    model.save_pretrained(tmp_path / "mixed")
+    config = json.loads((tmp_path / "mixed" / "config.json").read_text())["quantization_config"]
+    assert config["packed_dtype"]["transformer_blocks.0.attn2.to_k"] == "float32"
+    assert config["packed_dtype"]["transformer_blocks.0.attn2.to_q"] == "bfloat16"
+    again = AutoModel.from_pretrained(str(tmp_path / "mixed"))
+    weights, restored = read(model), read(again)
+    assert {n: w.dtype for n, w in weights.items()} == {n: w.dtype for n, w in restored.items()}
+    assert all(torch.equal(weight, restored[name]) for name, weight in weights.items())
+    assert [(n, p.dtype, p.requires_grad) for n, p in model.named_parameters()] == [
+        (n, p.dtype, p.requires_grad) for n, p in again.named_parameters()
+    ]
+    assert weight_bytes(again) == weight_bytes(model)
+    whole = AutoModel.from_pretrained(str(tmp_path / "mixed"), torch_dtype=torch.float32)
+    assert {w.dtype for w in read(whole).values()} == {whole.time_embed.linear.weight.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("quant_type", ALL_TYPES)
+def test_a_cast_model_saves_its_new_dtype(quant_type, transformer, tmp_path):
+    quantize(transformer, make_config(quant_type))
+    transformer.to(torch.bfloat16)
+    transformer.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(str(tmp_path))
+    assert again.dtype == torch.bfloat16
+    assert_close(again, transformer, torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("quant_type", "options"),
+    [("INT4", {"algorithm": "svdquant"}), ("INT8", {"algorithm": "smoothquant", "weight_only": False})],
+)
+def test_calibrated_scales_in_other_dtypes(quant_type, options, dtype, transformer, inputs, tmp_path):
+    model, to = dense(transformer, DTYPES[dtype], tmp_path), DTYPES[dtype]
+    tmp_path /= "packed"
+    x = {n: t.to(to) if n != "timestep" else t for n, t in inputs.items()}
+    quantize(model, make_config(quant_type, **options), lambda m: m(**x))
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(str(tmp_path))
+    assert weight_bytes(again) == weight_bytes(model) and torch.equal(run(again, x), run(model, x))
+    wide, expected = AutoModel.from_pretrained(str(tmp_path), torch_dtype=torch.float32), run(model, x).float()
+    assert (run(wide, inputs) - expected).norm() / expected.norm() < 0.05
+    assert torch.equal(run(copy.deepcopy(wide), inputs), run(wide, inputs))
+
+
+def test_loading_a_packed_model_is_still_refused_a_cast_by_diffusers(transformer, tmp_path):
+    quantize(transformer, make_config("FP8"))
+    transformer.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(str(tmp_path))
+    for cast in (loaded.half, loaded.float, lambda: loaded.to(torch.bfloat16)):
+        with pytest.raises(ValueError, match="quantized model"):
+            cast()
