@@ -24,9 +24,10 @@ from modelopt_nb.upstream.rollback import rollback_on_error
 @functools.cache
 def all_repairs() -> tuple[repairs.Repair, ...]:
     """Return every repair, with the parts of the kit that it puts in place."""
-    alone = repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.CalibratedScales(), repairs.PackedDtype()
+    numbers = repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.Nvfp4Zeros(), repairs.CalibratedScales()
     with_kit = repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)
-    return (*alone, *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
+    others = repairs.PackedDtype(), *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave()
+    return (*numbers, repairs.HistogramMse(), *others)
 
 
 def repair_states() -> dict[str, str]:

@@ -45,7 +45,8 @@ class WeightLayout:
         """Return shape and dtype of ``weight`` and the quantizer's buffers, for a weight of ``shape`` and ``dtype``."""
         stored = shape if self.type.bits == 8 else (*shape[:-1], shape[-1] // 2)
         weight = ((math.prod(stored),) if self.type.flat else stored, self.type.stored)
-        scales = {name: (self._shape(rule, shape), kind or dtype) for name, rule, kind in self.type.scales}
+        scale = "float32" if dtype == "float16" else dtype  # float16 has too small a range
+        scales = {name: (self._shape(rule, shape), kind or scale) for name, rule, kind in self.type.scales}
         return {"weight": weight, **scales}
 
     def _shape(self, rule: ScaleShape, shape: tuple[int, ...]) -> tuple[int, ...]:

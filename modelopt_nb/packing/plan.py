@@ -117,7 +117,10 @@ def _plan_layer(
     if excluded:
         reason = f"modules_to_not_convert: {excluded}"
     if kept := sorted(set(row.name.split(".")) & in_float32):
-        reason = f"{', '.join(kept)}: the model's class keeps it in float32"
+        asks = "keeps it in float32" if row.dtype == "float32" else "asks for float32"
+        reason = f"{', '.join(kept)}: the model's class {asks}"
+    if row.shared_with:
+        reason = f"it shares its weight with {row.shared_with}"
     layout, shape = None, row.shape[:2] if linear else row.shape
     if not reason and cfg is not None:
         layout = WeightLayout.from_cfg(cfg)

@@ -1,19 +1,22 @@
-"""Read back NF4 weights of more than one scale block."""
+"""Read back NF4 weights of more than one scale block, and keep zeros."""
 
 import functools
 from typing import Any
 
 import torch
-from modelopt.torch.quantization.qtensor import NF4QTensor
+from modelopt.torch.quantization.qtensor import NF4QTensor, nf4_tensor
 
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 
 
 class Nf4ReadBack(Repair):
-    """Keep NF4's block scales in rows, one row for each double scale."""
+    """Keep NF4's block scales in rows, one row for each double scale; pack a block of zeros as zeros."""
 
     name = "nf4-read-back"
-    broken = "NF4QTensor.dequantize flattens the int8 block scales before dividing by the double scale of each row"
+    broken = (
+        "NF4QTensor.dequantize flattens the int8 block scales before dividing by the double scale of each row; quantize "
+        "divides zeros by a scale of zero, and the table's first value, -1, stands for the NaN"
+    )
     versions = "nvidia-modelopt 0.47.0 and earlier"
     issue = "not reported upstream; modelopt/torch/quantization/qtensor/nf4_tensor.py, _dequantize_scalers"
 
@@ -36,6 +39,14 @@ class Nf4ReadBack(Repair):
             # divide here, row by row; upstream then divides by one
             scale, double = kwargs["scale"], kwargs["double_scale"]
             rows = scale.reshape(double.numel(), -1) / double.reshape(-1, 1)
-            return original(self, dtype, **kwargs | {"scale": rows, "double_scale": double.new_ones(())})
+            dtype, kwargs = (
+                dtype or self.metadata["dtype"],
+                kwargs | {"scale": rows, "double_scale": double.new_ones(())},
+            )
+            return original(self, torch.promote_types(dtype, double.dtype), **kwargs).to(dtype)
 
-        return [(NF4QTensor, "dequantize", dequantize)]
+        def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            return original_nearest(values.nan_to_num(nan=0.0), table)
+
+        original_nearest = nf4_tensor._quantize_to_nearest_lut
+        return [(NF4QTensor, "dequantize", dequantize), (nf4_tensor, "_quantize_to_nearest_lut", nearest)]
