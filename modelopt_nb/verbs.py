@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from modelopt_nb.config.config import ModelOptConfig
@@ -27,12 +28,12 @@ def all_repairs() -> tuple[repairs.Repair, ...]:
     numbers = repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.Nvfp4Zeros(), repairs.CalibratedScales()
     with_kit = repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)
     others = repairs.PackedDtype(), *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave()
-    return (*numbers, repairs.HistogramMse(), *others)
+    return (*numbers, repairs.HistogramMse(), repairs.PlainLayers(), *others)
 
 
 def repair_states() -> dict[str, str]:
     """Return for every repair whether it is on, needed or unnecessary."""
-    with quiet():
+    with quiet(), torch.random.fork_rng([]):
         return {repair.name: repair.state for repair in all_repairs()}
 
 
@@ -42,7 +43,7 @@ def enable() -> None:
     Afterwards ``NVIDIAModelOptConfig(...)`` and ``from_pretrained(..., quantization_config=...)`` work, and packed
     models are saved atomically. Calling it again changes nothing. :func:`modelopt_nb.doctor` lists the repairs.
     """
-    with quiet():
+    with quiet(), torch.random.fork_rng([]):
         for repair in all_repairs():
             if not repair.applied and repair.needed():
                 repair.apply()

@@ -15,7 +15,7 @@ from torch import nn
 class LayerRow:
     """One layer: name, class (``kind``), its weight, and the names in ``torch.nn`` of its ``classes``.
 
-    ``shared_with`` names another module with the same weight, or is ""; of layers that share one, the first has its bytes.
+    ``shared_with`` names another module with the same weight, or is ""; the first of such layers has the bytes.
     """
 
     name: str
@@ -32,7 +32,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ModelRows:
-    """What a plan needs of a model. ``weightless``: modules with quantizers only; ``in_float32``: what the class keeps so."""
+    """What a plan needs of a model. ``weightless``: modules with quantizers only; ``in_float32``: kept by its class."""
 
     kind: str
     rows: tuple[LayerRow, ...]

@@ -3,10 +3,20 @@ import time
 import accelerate
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, NVIDIAModelOptConfig
 
-from modelopt_nb import SCHEMES, ModelCall, describe_layers, fit_budget, make_config, plan, quantize, weight_bytes
-from tests.architectures import build
+from modelopt_nb import (
+    SCHEMES,
+    ModelCall,
+    describe_layers,
+    enable,
+    fit_budget,
+    make_config,
+    plan,
+    quantize,
+    weight_bytes,
+)
+from tests.architectures import build, run
 from tests.conftest import ALL_TYPES
 
 
@@ -190,3 +200,21 @@ def test_a_budget_holds_where_weights_are_shared():
     assert weight_bytes(model).total == budget.bytes <= 25 * weight_bytes(model).weights / 8
     with pytest.raises(ValueError, match=r"bits_per_weight=12 cannot be met .*Allowed: 0\.14 MiB"):
         fit_budget(Shared(), calls, bits_per_weight=12, candidates=("dense", "INT8 channel"), progress=False)
+
+
+def test_a_pattern_that_matches_no_layer_is_an_error_or_with_diffusers_class_a_warning(tmp_path):
+    enable()
+    for name in ("Sana", "T5"):
+        model, inputs = build(name)
+        model.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match="'atn1'.*matches no layer"):
+            plan(model, make_config("FP8", modules_to_not_convert=["atn1"]))
+        config = NVIDIAModelOptConfig("FP8", modules_to_not_convert=["atn1"])
+        with pytest.warns(UserWarning, match=f"'atn1', which matches no layer of {type(model).__name__}. Nearest: "):
+            quantize(model, config)
+        with pytest.warns(UserWarning, match="'atn1'"):
+            loaded = type(model).from_pretrained(tmp_path / name, quantization_config=config)
+        assert torch.equal(run(loaded, inputs), run(model, inputs))
+        loaded.save_pretrained(tmp_path / f"{name} packed")
+        again = type(model).from_pretrained(tmp_path / f"{name} packed")  # without a warning, which would be an error
+        assert torch.equal(run(again, inputs), run(model, inputs))

@@ -2,9 +2,12 @@ import json
 import os
 import tempfile
 
+import modelopt.torch.opt as mto
 import pytest
 import torch
 from diffusers import NVIDIAModelOptConfig, SanaTransformer2DModel
+from modelopt.torch.opt.conversion import ApplyModeError
+from modelopt.torch.quantization.utils import is_quantized
 
 from modelopt_nb import enable, make_config, quantize, quiet, repair_states, verbs, weight_bytes
 from tests.architectures import build, run
@@ -142,6 +145,23 @@ def an_interrupted_save_leaves_the_old_folder():
         assert os.listdir(folder) == ["packed"]
 
 
+def dense_layers_keep_their_class():
+    x = torch.randn(2, 64)
+
+    def build_layers():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 64))
+
+    model = build_layers()
+    quantize(model, make_config("FP8", modules_to_not_convert="2"))
+    assert [is_quantized(layer) for layer in model] == [True, False, False]
+    assert [vars(layer).keys() == vars(plain).keys() for layer, plain in zip(model, build_layers(), strict=True)][1:]
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        mto.save(model, f"{folder}/model.pt")
+        restored = mto.restore(build_layers(), f"{folder}/model.pt")
+    assert torch.equal(restored(x), model(x))
+
+
 #: Proofs by repair, each with the error that it raises without the repair.
 PROOFS = {
     "nf4-read-back": [(nf4_is_read_back, RuntimeError), (keeps_zeros("NF4"), (RuntimeError, AssertionError))],
@@ -152,6 +172,7 @@ PROOFS = {
         (scales_are_computed_in_float32, (AssertionError, RuntimeError)),
     ],
     "histogram-mse": [(mse_calibrates("INT8"), AssertionError), (mse_calibrates("FP8"), ValueError)],
+    "plain-layers": [(dense_layers_keep_their_class, ApplyModeError)],
     "packed-dtype": [(packed_weights_have_the_dtype_they_are_read_as, AssertionError)],
     "config-class": [
         (diffusers_configuration_works, TypeError),

@@ -14,6 +14,7 @@ from modelopt_nb.upstream.repairs.nf4_read_back import Nf4ReadBack
 from modelopt_nb.upstream.repairs.nvfp4_zeros import Nvfp4Zeros
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import PackWhileLoading, model_classes
 from modelopt_nb.upstream.repairs.packed_dtype import PackedDtype
+from modelopt_nb.upstream.repairs.plain_layers import PlainLayers
 from modelopt_nb.upstream.repairs.restore_from_config import RestoreFromConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Nvfp4Zeros",
     "PackWhileLoading",
     "PackedDtype",
+    "PlainLayers",
     "Repair",
     "RestoreFromConfig",
     "model_classes",
