@@ -25,10 +25,9 @@ from modelopt_nb.upstream.rollback import rollback_on_error
 @functools.cache
 def all_repairs() -> tuple[repairs.Repair, ...]:
     """Return every repair, with the parts of the kit that it puts in place."""
-    numbers = repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.Nvfp4Zeros(), repairs.CalibratedScales()
+    numbers = repairs.Nf4ReadBack(), repairs.Zeros(), repairs.CalibratedScales(), repairs.HistogramMse()
     with_kit = repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)
-    others = repairs.PackedDtype(), *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave()
-    return (*numbers, repairs.HistogramMse(), repairs.PlainLayers(), *others)
+    return (*numbers, repairs.PackedDtype(), *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
 
 
 def repair_states() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import fnmatch
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +71,11 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
     if packed := [row.name for row in model.rows if row.is_packed]:
         raise ValueError(f"model={model.kind} is quantized already ({packed[0]} is packed). Load a dense one")
     names = [row.name for row in model.rows]
+    lenient = config.lenient or config.packed_dtype is not None  # from Diffusers' class, or saved
     excluded = {
-        name: pattern for pattern in config.modules_to_not_convert for name in _excluded(model, config, pattern, names)
+        name: pattern
+        for pattern in config.modules_to_not_convert
+        for name in matching_layers(model.kind, "modules_to_not_convert", pattern, names, model.modules, lenient)
     }
     entries = [*config.modelopt_config["quant_cfg"], *_entries_per_layer(model, config, names)]
     layers = [_plan_layer(row, entries, excluded.get(row.name, ""), model.in_float32, config) for row in model.rows]
@@ -82,18 +84,6 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
         would = f"quant_type={config.quant_type!r} with {blocks} would pack no layer of {model.kind}"
         raise ValueError(f"{would}: {'; '.join(sorted({layer.reason for layer in layers}))}")
     return Plan(layers, _effective(entries, layers, model))
-
-
-def _excluded(model: ModelRows, config: ModelOptConfig, pattern: str, names: Sequence[str]) -> list[str]:
-    """List the layers that a pattern of ``modules_to_not_convert`` matches."""
-    try:
-        return matching_layers(model.kind, "modules_to_not_convert", pattern, names, model.modules)
-    except ValueError as error:
-        if config.lenient and not config.packed_dtype:  # a saved configuration has warned before
-            warnings.warn(str(error), stacklevel=4)
-        elif not config.packed_dtype:
-            raise
-        return []
 
 
 def _entries_per_layer(model: ModelRows, config: ModelOptConfig, names: Sequence[str]) -> Entries:

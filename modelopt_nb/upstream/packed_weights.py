@@ -15,7 +15,7 @@ from modelopt.torch.quantization.qtensor.base_qtensor import pack_real_quantize_
 from torch import nn
 
 from modelopt_nb.upstream.layers import has_packed_layers, is_packed
-from modelopt_nb.upstream.quantizers import insert_quantizers
+from modelopt_nb.upstream.quantizers import PLAIN, insert_quantizers
 from modelopt_nb.upstream.quiet import quiet
 
 #: The buffers of svdquant's low-rank branch.
@@ -38,6 +38,9 @@ def finish_packing(model: nn.Module) -> None:
     with quiet():
         # FP8 and NVFP4 have real low-precision products on CUDA; elsewhere this option warns once a layer
         mtq.compress(model, mtq.config.CompressConfig(quant_gemm=next(model.parameters()).is_cuda))
+    plain = vars(model).pop(PLAIN, {})
+    for _, state in ModeloptStateManager(model).state_dict():  # which mto.restore compares with a wrapped model
+        state["metadata"].get("quantizer_state", {}).update(plain)
     _drop_packed_amax(model)
     for module in model.modules():
         quantizer: Any = getattr(module, "weight_quantizer", module)

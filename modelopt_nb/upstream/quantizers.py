@@ -14,7 +14,7 @@ from torch import nn
 
 from modelopt_nb.upstream.quiet import quiet
 
-#: Attribute of a quantized model: ModelOpt's states of the quantizers that layers left dense do not have.
+#: Attribute of a model until it is packed: ModelOpt's states of the quantizers that layers left dense do not keep.
 PLAIN = "_plain_quantizers"
 
 
@@ -51,7 +51,7 @@ def algorithm_dict(algorithm: str | Mapping[str, Any], arguments: Mapping[str, A
 def insert_quantizers(model: nn.Module, entries: list[dict[str, Any]], algorithm: dict[str, Any]) -> None:
     """Replace the layers of ``model`` by quantized ones, without calibration. Weights may be on the meta device.
 
-    Layers of which nothing is quantized keep their class. ModelOpt's state of them is in :data:`PLAIN` of the model.
+    Layers of which nothing is quantized keep their class; packing adds what ModelOpt would record of them (PLAIN).
     """
     before = {name: (module, type(module), set(vars(module))) for name, module in model.named_modules()}
     with quiet():

@@ -25,7 +25,7 @@ def test_small_weights_lose_no_more_in_float16_than_in_float32(scheme):
     for amax in (6e4, 1, 2e-3, 2e-4, 1e-5):  # below, float16 holds a weight in less than 8 bits
         expected = relative_error(weight * amax, scheme)
         for dtype in DTYPES[1:]:
-            bound = 1.04 if dtype == torch.float16 else 1.1
+            bound = 1.04 if dtype == torch.float16 else 1.15
             most = max(bound * expected, {"FP8": 0.028, "INT8": 0.015}.get(scheme.split()[0], 0) if amax == 1e-5 else 0)
             assert relative_error((weight * amax).to(dtype), scheme) <= most, (amax, dtype)
 

@@ -8,27 +8,23 @@ from modelopt_nb.upstream.repairs.atomic_save.repair import AtomicSave
 from modelopt_nb.upstream.repairs.base import Repair
 from modelopt_nb.upstream.repairs.calibrated_scales import CalibratedScales
 from modelopt_nb.upstream.repairs.config_class import ConfigClass
-from modelopt_nb.upstream.repairs.fp8_zeros import Fp8Zeros
 from modelopt_nb.upstream.repairs.histogram_mse import HistogramMse
 from modelopt_nb.upstream.repairs.nf4_read_back import Nf4ReadBack
-from modelopt_nb.upstream.repairs.nvfp4_zeros import Nvfp4Zeros
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import PackWhileLoading, model_classes
 from modelopt_nb.upstream.repairs.packed_dtype import PackedDtype
-from modelopt_nb.upstream.repairs.plain_layers import PlainLayers
 from modelopt_nb.upstream.repairs.restore_from_config import RestoreFromConfig
+from modelopt_nb.upstream.repairs.zeros import Zeros
 
 __all__ = [
     "AtomicSave",
     "CalibratedScales",
     "ConfigClass",
-    "Fp8Zeros",
     "HistogramMse",
     "Nf4ReadBack",
-    "Nvfp4Zeros",
     "PackWhileLoading",
     "PackedDtype",
-    "PlainLayers",
     "Repair",
     "RestoreFromConfig",
+    "Zeros",
     "model_classes",
 ]

@@ -1,4 +1,4 @@
-"""Pack weights with the scales that calibration found, computed in float32."""
+"""Pack weights with the scales that calibration found, in float32 where float16 is too small."""
 
 import functools
 from collections.abc import Callable
@@ -13,19 +13,14 @@ from modelopt.torch.quantization.qtensor import FP8QTensor, INT8QTensor, int4_te
 from modelopt_nb.upstream.quiet import quiet
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 
-SCALES = ("_scale", "_double_scale", "_scale_zeros")
-
 
 class CalibratedScales(Repair):
-    """Let packing use the calibrated amax in place of each block's largest value, and compute scales in float32.
-
-    Scales of bfloat16 weights are stored in bfloat16; those of float16 weights in float32, since its range is too small.
-    """
+    """Let packing use the calibrated amax in place of each block's largest value, and float32 scales in float16 models."""
 
     name = "calibrated-scales"
     broken = (
         "TensorQuantizer._real_quantize drops the amax of INT8 and INT4 weights, and packing takes each block's largest; "
-        "it computes scales in the weight's dtype, and in float16 those of small weights become 0 or infinity"
+        "in float16 the scales of small weights become 0 or infinity"
     )
     versions = "nvidia-modelopt 0.47.0 and earlier"
     issue = "not reported upstream; modelopt/torch/quantization/nn/modules/tensor_quantizer.py, _real_quantize"
@@ -44,27 +39,17 @@ class CalibratedScales(Repair):
 
         @functools.wraps(original)
         def _real_quantize(self: TensorQuantizer, inputs: torch.Tensor) -> Any:
-            scale_bits, amax, dtype = (
-                (self._block_sizes or {}).get("scale_bits"),
-                self._buffers.get("_amax"),
-                inputs.dtype,
-            )
-            in_float32 = scale_bits in (None, 8) and dtype.itemsize == 2  # NVFP4 computes in float32 itself
-            plain = self._num_bits in (4, 8) and not scale_bits
-            token = CalibratedScales._amax.set(self.amax if plain else None)
-            if in_float32 and amax is not None:
-                self._buffers["_amax"] = amax.float()
+            scale_bits, dtype = (self._block_sizes or {}).get("scale_bits"), inputs.dtype
+            if dtype == torch.float16 and scale_bits in (None, 8):  # NVFP4 computes in float32 itself
+                inputs = inputs.float()
+                if self.amax is not None:
+                    self._buffers["_amax"] = self.amax.float()
+            token = CalibratedScales._amax.set(self.amax if self._num_bits in (4, 8) and not scale_bits else None)
             try:
-                packed = original(self, inputs.float() if in_float32 else inputs)
+                packed = original(self, inputs)
             finally:
                 CalibratedScales._amax.reset(token)
-                if amax is not None:
-                    self._buffers["_amax"] = amax
             packed.metadata["dtype"] = dtype
-            for name in SCALES if in_float32 and dtype == torch.bfloat16 else ():
-                scale = self._buffers.get(name)
-                if scale is not None and scale.dtype == torch.float32:
-                    self._buffers[name] = scale.to(dtype)
             return packed
 
         def calibrated(reduce: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

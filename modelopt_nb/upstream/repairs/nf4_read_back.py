@@ -1,22 +1,19 @@
-"""Read back NF4 weights of more than one scale block, and keep zeros."""
+"""Read back NF4 weights of more than one scale block."""
 
 import functools
 from typing import Any
 
 import torch
-from modelopt.torch.quantization.qtensor import NF4QTensor, nf4_tensor
+from modelopt.torch.quantization.qtensor import NF4QTensor
 
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 
 
 class Nf4ReadBack(Repair):
-    """Keep NF4's block scales in rows, one row for each double scale; pack a block of zeros as zeros."""
+    """Keep NF4's block scales in rows, one row for each double scale."""
 
     name = "nf4-read-back"
-    broken = (
-        "NF4QTensor.dequantize flattens the int8 block scales before dividing by the double scale of each row; quantize "
-        "divides zeros by a scale of zero, and the table's first value, -1, stands for the NaN"
-    )
+    broken = "NF4QTensor.dequantize flattens the int8 block scales before dividing by the double scale of each row"
     versions = "nvidia-modelopt 0.47.0 and earlier"
     issue = "not reported upstream; modelopt/torch/quantization/qtensor/nf4_tensor.py, _dequantize_scalers"
 
@@ -45,8 +42,4 @@ class Nf4ReadBack(Repair):
             )
             return original(self, torch.promote_types(dtype, double.dtype), **kwargs).to(dtype)
 
-        def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-            return original_nearest(values.nan_to_num(nan=0.0), table)
-
-        original_nearest = nf4_tensor._quantize_to_nearest_lut
-        return [(NF4QTensor, "dequantize", dequantize), (nf4_tensor, "_quantize_to_nearest_lut", nearest)]
+        return [(NF4QTensor, "dequantize", dequantize)]
