@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from modelopt_nb.config.config import ModelOptConfig
@@ -27,15 +28,15 @@ _enabling = threading.RLock()
 @functools.cache
 def all_repairs() -> tuple[repairs.Repair, ...]:
     """Return every repair, with the parts of the kit that it puts in place."""
-    alone = repairs.Nf4ReadBack(), repairs.Fp8Zeros(), repairs.CalibratedScales()
+    numbers = repairs.Nf4ReadBack(), repairs.Zeros(), repairs.CalibratedScales(), repairs.HistogramMse()
     packed = repairs.PackedDtype(), repairs.PackedCopies(), repairs.PackedCasts()
     with_kit = repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)
-    return (*alone, *packed, *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
+    return (*numbers, *packed, *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
 
 
 def repair_states() -> dict[str, str]:
     """Return for every repair whether it is on, needed or unnecessary."""
-    with quiet():
+    with quiet(), torch.random.fork_rng([]):
         return {repair.name: repair.state for repair in all_repairs()}
 
 
@@ -45,7 +46,7 @@ def enable() -> None:
     Afterwards ``NVIDIAModelOptConfig(...)`` and ``from_pretrained(..., quantization_config=...)`` work, and packed
     models are saved atomically. Calling it again changes nothing. :func:`modelopt_nb.doctor` lists the repairs.
     """
-    with _enabling, quiet():
+    with _enabling, quiet(), torch.random.fork_rng([]):
         for repair in all_repairs():
             if not repair.applied and repair.needed():
                 repair.apply()

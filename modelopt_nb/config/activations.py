@@ -34,6 +34,9 @@ def activation_entries(
     if calibrator != "max" and (chosen != "static tensor" or activations.needs_block):
         wrong = f"activation_calibrator={calibrator!r} makes a histogram of a whole tensor, and the scale is {chosen!r}"
         raise ValueError(f"{wrong}. Allowed with it: activation_scale='static tensor'")
+    if calibrator == "entropy" and not isinstance(activations.num_bits, int):
+        wrong = f"activation_calibrator='entropy' counts the steps of integers, which {activations.name} does not have"
+        raise ValueError(f"{wrong}. Allowed: max, percentile, mse")
     if activations.needs_block and scale is not None:
         wrong = f"activation_scale={scale!r} does not apply to {activations.name}"
         raise ValueError(f"{wrong}, whose blocks have dynamic scales. Allowed: None")

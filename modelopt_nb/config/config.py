@@ -1,15 +1,17 @@
 """The configuration: Diffusers' class, with the kit's arguments, valid on the installed ModelOpt."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from diffusers.quantizers.quantization_config import NVIDIAModelOptConfig, QuantizationMethod
+from diffusers.quantizers.quantization_config import NVIDIAModelOptConfig, QuantizationConfigMixin, QuantizationMethod
 from torch import nn
 
 from modelopt_nb.config.activations import activation_entries
 from modelopt_nb.config.patterns import as_patterns
-from modelopt_nb.config.quant_types import split_quant_type
+from modelopt_nb.config.quant_types import QuantType, split_quant_type
 from modelopt_nb.config.schemes import SCHEMES, Blocks
 from modelopt_nb.upstream.quantizers import algorithm_dict, default_exclusions
 
@@ -52,6 +54,9 @@ class ModelOptConfig(NVIDIAModelOptConfig):
     Source: the table "Supported quantization types" of Diffusers' ModelOpt page.
     """
 
+    #: Warn of patterns that match no layer, and of scale blocks that the type does not have; True for Diffusers' class.
+    lenient = False
+
     def __init__(
         self, quant_type: str, modules_to_not_convert: Patterns | None = None, weight_only: bool | None = None,
         channel_quantize: int | None = None, block_quantize: int | None = None,
@@ -73,6 +78,8 @@ class ModelOptConfig(NVIDIAModelOptConfig):
             quant_type, sizes = SCHEMES[quant_type]
             blocks = Blocks(**sizes)
         weights, activations = split_quant_type(quant_type)
+        if self.lenient:
+            modules_to_not_convert, blocks = _forgive(modules_to_not_convert, blocks, weights)
         if weight_only and activations is not None:
             named = f"quant_type={quant_type!r}, which names an activation type"
             raise ValueError(f"weight_only=True contradicts {named}. Allowed: False or None")
@@ -125,13 +132,27 @@ class ModelOptConfig(NVIDIAModelOptConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON has it, without the forward loop."""
-        kept = {name: value for name, value in vars(self).items() if name != "forward_loop"}
+        kept = {name: value for name, value in vars(self).items() if name not in ("forward_loop", "lenient")}
         return json.loads(json.dumps(_to_json(kept | {"quant_method": "modelopt"})))
 
     to_diff_dict = to_dict  # which Diffusers' repr and to_json_string ask for
+    __repr__ = QuantizationConfigMixin.__repr__  # the dataclass's shows one field
 
 
 make_config = ModelOptConfig
+
+
+def _forgive(patterns: Patterns | None, blocks: Blocks, weights: QuantType) -> tuple[list[str], Blocks]:
+    """Drop, with a warning, the arguments that Diffusers' class ignores."""
+    given = [patterns] if isinstance(patterns, str) else list(patterns or ())
+    if "" in given:
+        warnings.warn("modules_to_not_convert holds '', which names no layer and is ignored", stacklevel=5)
+    kept = replace(blocks, scale_channel_quantize=None, scale_block_quantize=None)
+    if blocks != kept and weights.scale_block is None:
+        size = f"scale_block_quantize={blocks.scale_block_quantize}"
+        warnings.warn(f"{size} does not apply to {weights.name} and is ignored. It applies to NF4", stacklevel=5)
+        blocks = kept
+    return [pattern for pattern in given if pattern != ""], blocks
 
 
 def _layers_of(scheme: str, layers: Patterns) -> list[str]:

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import warnings
 from collections.abc import Container, Iterable
 
 
@@ -27,13 +28,20 @@ def matches(pattern: str, layer: str, modules: Container[str]) -> bool:
 
 
 def matching_layers(
-    model: object, argument: str, pattern: str, layers: Iterable[str], modules: Container[str]
+    model: object, argument: str, pattern: str, layers: Iterable[str], modules: Container[str], lenient: bool = False
 ) -> list[str]:
-    """List the ``layers`` that ``pattern`` matches. Raises ValueError, naming ``argument`` and ``model``, if none."""
+    """List the ``layers`` that ``pattern`` matches.
+
+    If none, raises ValueError, naming ``argument`` and ``model``; with ``lenient`` warns.
+    """
     layers = list(layers)
     if found := [layer for layer in layers if matches(pattern, layer, modules)]:
         return found
     parts = sorted({part for layer in layers for part in (layer, *layer.split("."))})
     close = difflib.get_close_matches(pattern, parts, n=3, cutoff=0.4) or layers[:1]
     name = model if isinstance(model, str) else type(model).__name__
-    raise ValueError(f"{argument} holds {pattern!r}, which matches no layer of {name}. Nearest: {', '.join(close)}")
+    wrong = f"{argument} holds {pattern!r}, which matches no layer of {name}. Nearest: {', '.join(close)}"
+    if not lenient:
+        raise ValueError(wrong)
+    warnings.warn(wrong, stacklevel=2)
+    return []

@@ -16,7 +16,8 @@ class QuantType:
         num_bits: ModelOpt's name, which identifies the type together with ``scale_bits``.
         bits, stored: Bits of one packed weight, and the dtype it is stored in. 4-bit types store two weights in a byte.
         qtensor: Class in ``modelopt.torch.quantization.qtensor`` that reads the packed weight.
-        scales: Buffers of the quantizer: name, shape (see :class:`WeightLayout`), dtype or None for the weight's.
+        scales: Buffers of the quantizer: name, shape (see :class:`WeightLayout`), dtype or None for the weight's
+            (float32 for float16).
         block: Block size in weights if none is asked for; None if the type needs no blocks.
         scale_bits, scale_block: Format of the block scales (None: the weight's dtype); size of the scales' own blocks.
         dynamic_block, flat: Whether block scales are computed while packing; whether the packed weight is stored flat.

@@ -35,7 +35,9 @@ class WeightLayout:
         format = attributes.get("num_bits", 8), blocks.get("scale_bits")
         types = [t for t in QUANT_TYPES.values() if (t.num_bits, t.scale_bits) == format]
         if not types or len(axes) > 1:
-            wrong = f"modelopt_config has the weight quantizer {cfg!r}, which cannot be packed here"
+            what = "several quantizers" if isinstance(cfg, list) else f"blocks along {len(axes)} axes"
+            what = what if len(axes) > 1 or isinstance(cfg, list) else "another format"
+            wrong = f"modelopt_config has the weight quantizer {cfg!r}: {what}, which cannot be packed here"
             raise ValueError(f"{wrong}. Allowed: the formats of {', '.join(QUANT_TYPES)}, with blocks along one axis")
         block, block_axis = (blocks[axes[0]], axes[0]) if axes else (None, -1)
         scale_block = next(iter((blocks.get("scale_block_sizes") or {}).values()), None)
@@ -45,7 +47,8 @@ class WeightLayout:
         """Return shape and dtype of ``weight`` and the quantizer's buffers, for a weight of ``shape`` and ``dtype``."""
         stored = shape if self.type.bits == 8 else (*shape[:-1], shape[-1] // 2)
         weight = ((math.prod(stored),) if self.type.flat else stored, self.type.stored)
-        scales = {name: (self._shape(rule, shape), kind or dtype) for name, rule, kind in self.type.scales}
+        scale = "float32" if dtype == "float16" else dtype  # float16 has too small a range
+        scales = {name: (self._shape(rule, shape), kind or scale) for name, rule, kind in self.type.scales}
         return {"weight": weight, **scales}
 
     def _shape(self, rule: ScaleShape, shape: tuple[int, ...]) -> tuple[int, ...]:

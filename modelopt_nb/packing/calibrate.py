@@ -1,6 +1,7 @@
 """Check the requirements of an algorithm, and run it."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +20,14 @@ NEED_LOOP = (*SCALE_CHANNELS, "awq_clip", "awq_full", "gptq", "local_hessian")
 
 
 def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
-    """Raise ValueError if the algorithm of ``config`` needs a forward loop, or other types or scales."""
+    """Raise ValueError if ``config`` needs a forward loop and there is none, or its algorithm other types or scales."""
     method, inputs, weights = config.algorithm["method"], config.input_cfg, split_quant_type(config.quant_type)[0].name
     if loop is None and method in NEED_LOOP:
         raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
+    entries = (e for c in (config, *map(ModelOptConfig, config.per_layer)) for e in c.modelopt_config["quant_cfg"])
+    if loop is None and any(map(_is_static, entries)):
+        needed = "static activation scales need a forward_loop to find them, such as denoising_loop(pipeline, prompts)"
+        raise ValueError(f"{needed}. Allowed without: activation_scale='dynamic tensor', or weight_only=True")
     if method == "smoothquant" and not (inputs and inputs["num_bits"] == 8 and weights == "INT8"):
         given = f"quant_type={config.quant_type!r}, weight_only={config.weight_only}"
         raise ValueError(
@@ -36,6 +41,15 @@ def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
         )
     if method == "mse" and weights == "NF4":
         raise ValueError("algorithm='mse' changes nothing in NF4, which packs by each block's amax. Allowed: 'max'")
+
+
+def _is_static(entry: Mapping[str, Any]) -> bool:
+    """Return whether a ``quant_cfg`` entry gives inputs a scale that calibration finds."""
+    cfgs = entry.get("cfg") if entry["quantizer_name"].endswith("input_quantizer") else None
+    return any(
+        "dynamic" not in (cfg.get("type"), (cfg.get("block_sizes") or {}).get("type"))
+        for cfg in (cfgs if isinstance(cfgs, list) else [cfgs] if cfgs else [])
+    )
 
 
 def needs_only_amax(config: ModelOptConfig, plan: Plan) -> bool:

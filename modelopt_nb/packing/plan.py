@@ -71,10 +71,11 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
     if packed := [row.name for row in model.rows if row.is_packed]:
         raise ValueError(f"model={model.kind} is quantized already ({packed[0]} is packed). Load a dense one")
     names = [row.name for row in model.rows]
+    lenient = config.lenient or config.packed_dtype is not None  # from Diffusers' class, or saved
     excluded = {
         name: pattern
         for pattern in config.modules_to_not_convert
-        for name in matching_layers(model.kind, "modules_to_not_convert", pattern, names, model.modules)
+        for name in matching_layers(model.kind, "modules_to_not_convert", pattern, names, model.modules, lenient)
     }
     entries = [*config.modelopt_config["quant_cfg"], *_entries_per_layer(model, config, names)]
     layers = [_plan_layer(row, entries, excluded.get(row.name, ""), model.in_float32, config) for row in model.rows]
@@ -117,7 +118,10 @@ def _plan_layer(
     if excluded:
         reason = f"modules_to_not_convert: {excluded}"
     if kept := sorted(set(row.name.split(".")) & in_float32):
-        reason = f"{', '.join(kept)}: the model's class keeps it in float32"
+        asks = "keeps it in float32" if row.dtype == "float32" else "asks for float32"
+        reason = f"{', '.join(kept)}: the model's class {asks}"
+    if row.shared_with:
+        reason = f"it shares its weight with {row.shared_with}"
     layout, shape = None, row.shape[:2] if linear else row.shape
     if not reason and cfg is not None:
         layout = WeightLayout.from_cfg(cfg)

@@ -91,6 +91,6 @@ def _precision(config: ModelOptConfig, plan: Plan) -> str:
     if (cfg := config.input_cfg) is None:
         return weights
     width = cfg["num_bits"] if isinstance(cfg["num_bits"], int) else sum(cfg["num_bits"]) + 1
-    scale = {k: v for k, v in cfg.items() if k in ("type", "axis", "block_sizes")}
+    scale = {k: v for k, v in cfg.items() if k in ("type", "axis", "block_sizes") and v is not None}
     names = (name for name, (linear, _) in ACTIVATION_SCALES.items() if linear == scale)
     return f"{weights}A{width} {next(names, 'dynamic block')}"

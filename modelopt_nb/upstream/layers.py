@@ -1,6 +1,7 @@
 """Describe the layers that ModelOpt can pack, as rows that need no model afterwards."""
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +13,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: name, class (``kind``), its weight, and the names in ``torch.nn`` of its ``classes``."""
+    """One layer: name, class (``kind``), its weight, and the names in ``torch.nn`` of its ``classes``.
+
+    ``shared_with`` names another module with the same weight, or is ""; the first of such layers has the bytes.
+    """
 
     name: str
     kind: str
@@ -23,11 +27,12 @@ class LayerRow:
     is_convolution: bool
     is_pointwise: bool
     is_packed: bool
+    shared_with: str
 
 
 @dataclass(frozen=True)
 class ModelRows:
-    """What a plan needs of a model. ``weightless``: modules with quantizers only; ``in_float32``: names in float32."""
+    """What a plan needs of a model. ``weightless``: modules with quantizers only; ``in_float32``: kept by its class."""
 
     kind: str
     rows: tuple[LayerRow, ...]
@@ -44,22 +49,28 @@ def describe_layers(model: nn.Module) -> ModelRows:
     layers = {n: m for n, m in layers.items() if m._parameters.get("weight") is not None}
     weightless = (name for name, m in modules.items() if name not in layers and type(m) in QuantModuleRegistry)
     in_float32 = frozenset(getattr(model, "_keep_in_fp32_modules", None) or ())
-    rows = tuple(_row(name, layer) for name, layer in layers.items())
+    owners: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(name)
+    rows = tuple(_row(name, layer, owners[id(layer._parameters["weight"])], layers) for name, layer in layers.items())
     return ModelRows(type(model).__name__, rows, frozenset(modules), tuple(filter(None, weightless)), in_float32)
 
 
-def _row(name: str, layer: nn.Module) -> LayerRow:
+def _row(name: str, layer: nn.Module, owners: list[str], layers: Container[str]) -> LayerRow:
     weight: Any = layer.weight
+    first = name == next(owner for owner in owners if owner in layers)
     return LayerRow(
         name=name,
         kind=type(layer).__name__.removeprefix("RealQuant").removeprefix("Quant"),
         classes=tuple(f"nn.{c.__name__}" for c in type(layer).__mro__ if getattr(nn, c.__name__, None) is c),
         shape=tuple(weight.shape),
         dtype=str(weight.dtype).removeprefix("torch."),
-        bytes=math.prod(weight.shape) * weight.element_size(),
+        bytes=math.prod(weight.shape) * weight.element_size() * first,
         is_convolution=isinstance(layer, nn.modules.conv._ConvNd),
         is_pointwise=is_pointwise(layer),
         is_packed=is_packed(layer),
+        shared_with=next((owner for owner in owners if owner != name), ""),
     )
 
 

@@ -15,7 +15,7 @@ from modelopt.torch.quantization.qtensor.base_qtensor import pack_real_quantize_
 from torch import nn
 
 from modelopt_nb.upstream.layers import has_packed_layers, is_packed
-from modelopt_nb.upstream.quantizers import insert_quantizers
+from modelopt_nb.upstream.quantizers import PLAIN, insert_quantizers
 from modelopt_nb.upstream.quiet import quiet
 
 #: The buffers of svdquant's low-rank branch.
@@ -40,6 +40,9 @@ def finish_packing(model: nn.Module) -> None:
     with quiet():
         # FP8 and NVFP4 have real low-precision products on CUDA; elsewhere this option warns once a layer
         mtq.compress(model, mtq.config.CompressConfig(quant_gemm=next(model.parameters()).is_cuda))
+    plain = vars(model).pop(PLAIN, {})
+    for _, state in ModeloptStateManager(model).state_dict():  # which mto.restore compares with a wrapped model
+        state["metadata"].get("quantizer_state", {}).update(plain)
     _drop_packed_amax(model)
     model.register_load_state_dict_pre_hook(_refuse_dense)
     for module in model.modules():
@@ -123,7 +126,9 @@ def read_packed(layer: nn.Module) -> torch.Tensor:
 def round_weight(weight: torch.Tensor, cfg: Mapping[str, Any]) -> torch.Tensor:
     """Return ``weight``, of a linear layer or a convolution, as packing by ModelOpt's quantizer ``cfg`` rounds it."""
     one = (1,) * (weight.ndim - 2)
-    layer = getattr(nn, f"Conv{len(one)}d")(1, 1, one, bias=False) if one else nn.Linear(1, 1, bias=False)
+    layer = (
+        getattr(nn, f"Conv{len(one)}d")(1, 1, one, bias=False, device="meta") if one else nn.Linear(1, 1, False, "meta")
+    )
     layer.weight = nn.Parameter(weight.detach().clone())
     model = nn.Sequential(layer)
     entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": dict(cfg)}]

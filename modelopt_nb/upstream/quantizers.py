@@ -9,10 +9,13 @@ import modelopt.torch.quantization as mtq
 import torch
 from modelopt.torch.quantization import config
 from modelopt.torch.quantization.calib import HistogramCalibrator
-from modelopt.torch.quantization.nn import TensorQuantizer
+from modelopt.torch.quantization.nn import SequentialQuantizer, TensorQuantizer
 from torch import nn
 
 from modelopt_nb.upstream.quiet import quiet
+
+#: Attribute of a model until it is packed: ModelOpt's states of the quantizers that layers left dense do not keep.
+PLAIN = "_plain_quantizers"
 
 
 def default_exclusions() -> list[dict[str, Any]]:
@@ -46,9 +49,23 @@ def algorithm_dict(algorithm: str | Mapping[str, Any], arguments: Mapping[str, A
 
 
 def insert_quantizers(model: nn.Module, entries: list[dict[str, Any]], algorithm: dict[str, Any]) -> None:
-    """Replace the layers of ``model`` by quantized ones, without calibration. Weights may be on the meta device."""
+    """Replace the layers of ``model`` by quantized ones, without calibration. Weights may be on the meta device.
+
+    Layers of which nothing is quantized keep their class; packing adds what ModelOpt would record of them (PLAIN).
+    """
+    before = {name: (module, type(module), set(vars(module))) for name, module in model.named_modules()}
     with quiet():
         mto.apply_mode(model, mode=[("quantize", {"quant_cfg": entries, "algorithm": algorithm})])
+    states: dict[str, Any] = {}
+    for name, (module, cls, attributes) in before.items():
+        added = {n: q for n, q in module._modules.items() if isinstance(q, (TensorQuantizer, SequentialQuantizer))}
+        if module is model or not added or any(getattr(q, "is_enabled", True) for q in added.values()):
+            continue
+        states |= {f"{name}.{n}": module._modules.pop(n).get_modelopt_state() for n in added}
+        module.__class__ = cls
+        for attribute in vars(module).keys() - attributes:
+            del vars(module)[attribute]
+    vars(model)[PLAIN] = states
 
 
 def run_calibration(

@@ -111,11 +111,36 @@ WRONG = [
 ]
 
 
+def is_forgiven(arguments: dict) -> bool:
+    """Return whether Diffusers' class warns of these, which its documented examples have."""
+    scales = SCALES.items() <= arguments.items() and arguments["quant_type"] != "NF4"
+    return scales or "" in (arguments.get("modules_to_not_convert") or ())
+
+
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
 def test_wrong_arguments(arguments, message):
-    for config_class in (make_config, NVIDIAModelOptConfig):
+    for config_class in (make_config, ModelOptConfig, NVIDIAModelOptConfig):
+        if config_class is NVIDIAModelOptConfig and is_forgiven(arguments):
+            continue
         with pytest.raises(ValueError, match=message):
             config_class(**arguments)
+
+
+@pytest.mark.parametrize("quant_type", ["FP8", "INT8", "INT4", "NVFP4"])
+def test_diffusers_class_warns_of_what_its_examples_pass(quant_type):
+    with pytest.warns(UserWarning, match=f"scale_block_quantize=8 does not apply to {quant_type} and is ignored.*NF4"):
+        config = NVIDIAModelOptConfig(quant_type, ["conv"], True, **BLOCK, **SCALES)
+    assert config.modelopt_config == make_config(quant_type, **BLOCK).modelopt_config
+    assert (config.scale_channel_quantize, config.scale_block_quantize) == (None, None)
+    for empty in ("", ["", "conv"]):
+        with pytest.warns(UserWarning, match="modules_to_not_convert holds '', which names no layer"):
+            assert NVIDIAModelOptConfig(quant_type, empty).modules_to_not_convert == ["conv"][: len(empty)]
+
+
+def test_a_configuration_shows_all_of_itself():
+    config = NVIDIAModelOptConfig("INT8", forward_loop=print)
+    assert json.loads(repr(config).removeprefix("ModelOptConfig ")) == config.to_dict() == config.to_diff_dict()
+    assert json.loads(config.to_json_string()) == json.loads(config.to_json_string(use_diff=False)) == config.to_dict()
 
 
 def test_arguments_of_the_wrong_class():

@@ -36,8 +36,8 @@ def test_tensors_by_hand():
     assert layout("NF4").tensors((24, 256), "float16") == {  # 96 blocks: one row of scales, not full
         "weight": ((24 * 128,), "uint8"),
         "_scale": ((1, 256), "int8"),
-        "_double_scale": ((1,), "float16"),
-        "_scale_zeros": ((), "float16"),
+        "_double_scale": ((1,), "float32"),
+        "_scale_zeros": ((), "float32"),
     }
     assert layout("NVFP4").tensors(SHAPE) == {
         "weight": ((64, 128), "uint8"),

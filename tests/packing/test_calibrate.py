@@ -2,6 +2,7 @@
 
 import copy
 
+import modelopt.torch.quantization as mtq
 import pytest
 import torch
 from diffusers.models.transformers.sana_transformer import GLUMBConv
@@ -133,3 +134,67 @@ def test_bad_loops_leave_the_model_unchanged(transformer, inputs, scheme, algori
             quantize(transformer, config, lambda model, loop=loop: loop(model, inputs))
         assert is_unchanged(transformer, before), name
     quantize(transformer, config, lambda model: model(**inputs))  # and it can still be quantized
+
+
+def presets() -> dict[str, dict]:
+    return {name: getattr(mtq, name) for name in sorted(mtq.config.choices)}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_modelopts_own_configurations_pack_or_are_refused_by_name(name):
+    x, model = torch.randn(4, 256), torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.Linear(256, 256))
+    quant_type = "INT8" if "INT8" in name else "FP8"
+    config = make_config(quant_type, modelopt_config=presets()[name], weight_only=False)
+    before = copy.deepcopy(presets()[name]), snapshot(model)
+    refusals = {
+        "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG": "blocks along 2 axes, which cannot be packed here",
+        "W4A8_AWQ_BETA_CFG": "several quantizers, which cannot be packed here",
+        "FP8_DEFAULT_CFG": "", "FP8_PER_CHANNEL_PER_TOKEN_CFG": "", "INT4_AWQ_CFG": "", "INT8_SMOOTHQUANT_CFG": "",
+        "INT4_BLOCKWISE_WEIGHT_ONLY_CFG": "", "INT8_DEFAULT_CFG": "", "INT8_WEIGHT_ONLY_CFG": "", "W4A16_NVFP4_CFG": "",
+        "W4A8_NVFP4_FP8_CFG": "", "MAMBA_MOE_FP8_AGGRESSIVE_CFG": "", "MAMBA_MOE_FP8_CONSERVATIVE_CFG": "",
+    }  # fmt: skip
+    refusal = refusals.get(name, "another format, which|would pack no layer|amax must be a CUDA tensor|requires triton")
+    if not refusal:
+        report = quantize(model, config, lambda model: model(x))
+        assert len(report.packed) == 2 and model(x).isfinite().all()
+        if name in ("FP8_DEFAULT_CFG", "INT8_DEFAULT_CFG"):
+            assert report.precision == "W8A8 static tensor"
+        return
+    with pytest.raises((ValueError, AssertionError), match=refusal):
+        quantize(model, config, lambda model: model(x))
+        pytest.skip("packs, and its activations run on CUDA only")
+    assert presets()[name] == before[0] and is_unchanged(model, before[1])
+
+
+STATIC = [
+    make_config("INT8", weight_only=False),
+    make_config("INT8 channel", weight_only=False, activation_scale="static channel"),
+    make_config("INT4_FP8"),
+    make_config("NF4", per_layer={"FP8_INT8": "attn1"}),
+    make_config("FP8", modelopt_config=mtq.FP8_DEFAULT_CFG),
+]
+
+
+@pytest.mark.parametrize("config", STATIC)
+def test_static_activations_ask_for_a_loop(transformer, tmp_path, config):
+    before = snapshot(transformer)
+    message = "static activation scales need a forward_loop.*Allowed without: activation_scale='dynamic tensor'"
+    with pytest.raises(ValueError, match=message):
+        quantize(transformer, config)
+    assert is_unchanged(transformer, before)
+    transformer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        type(transformer).from_pretrained(tmp_path, quantization_config=config)
+
+
+@pytest.mark.parametrize("quant_type", ["INT8", "FP8"])
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_every_calibrator_is_nearly_as_good_as_max_or_refused(quant_type, calibrator):
+    if (quant_type, calibrator) == ("FP8", "entropy"):
+        with pytest.raises(ValueError, match="activation_calibrator='entropy' counts the steps of integers, which FP8"):
+            make_config(quant_type, weight_only=False, activation_calibrator=calibrator)
+        return
+    x, model = torch.randn(64, 128), torch.nn.Sequential(torch.nn.Linear(128, 32))
+    dense = model(x).detach()
+    quantize(model, make_config(quant_type, weight_only=False, activation_calibrator=calibrator), lambda m: m(x))
+    assert (model(x) - dense).norm() / dense.norm() < (0.02 if quant_type == "INT8" else 0.05)

@@ -57,7 +57,7 @@ def test_activations_are_quantized_at_packed_layers_and_nowhere_else(transformer
 def test_schemes_per_layer(transformer, inputs, tmp_path):
     per_layer = {"INT8 channel": ["attn1", "proj_out"], "FP8_INT8": "transformer_blocks.0.attn2.to_q"}
     config = make_config("NF4", per_layer=per_layer, modules_to_not_convert="attn1.to_k")
-    report = quantize(transformer, config)
+    report = quantize(transformer, config, lambda model: model(**inputs))
     types = {layer.name: layer.layout.type.name for layer in report.packed}
     assert types["transformer_blocks.0.attn1.to_q"] == "INT8"
     assert types["transformer_blocks.0.attn2.to_q"] == "FP8"

@@ -3,10 +3,20 @@ import time
 import accelerate
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, NVIDIAModelOptConfig
 
-from modelopt_nb import SCHEMES, describe_layers, make_config, plan, quantize
-from tests.architectures import build
+from modelopt_nb import (
+    SCHEMES,
+    ModelCall,
+    describe_layers,
+    enable,
+    fit_budget,
+    make_config,
+    plan,
+    quantize,
+    weight_bytes,
+)
+from tests.architectures import build, run
 from tests.conftest import ALL_TYPES
 
 
@@ -144,3 +154,68 @@ def test_a_packed_model_is_not_quantized_again(transformer):
     quantize(transformer, make_config("FP8"))
     with pytest.raises(ValueError, match=r"quantized already \(.* is packed\). Load a dense one"):
         quantize(transformer, make_config("INT8"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_float32_is_said_only_of_float32_weights(dtype):
+    model = build("T5")[0].to(dtype)
+    said = reasons(model, make_config("FP8"))["encoder.block.0.layer.1.DenseReluDense.wo"]
+    expected = "keeps it in float32" if dtype == torch.float32 else "asks for float32"
+    assert said == f"wo: the model's class {expected}"
+
+
+class Shared(torch.nn.Module):
+    """Two linear layers with one weight, an embedding with the weight of a third, and a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.own, self.head = (torch.nn.Linear(128, 128, bias=False) for _ in range(4))
+        self.embedding = torch.nn.Embedding(128, 128)
+        self.b.weight, self.head.weight = self.a.weight, self.embedding.weight
+
+    def forward(self, x):
+        return self.b(self.own(self.a(x)))
+
+
+def test_a_shared_weight_stays_dense_and_counts_once():
+    model = Shared()
+    before, total = weight_bytes(model), 4 * 128 * 128
+    report = quantize(model, make_config("INT8"))
+    assert {x.name: (x.reason, x.dense_bytes) for x in report.layers} == {
+        "a": ("it shares its weight with b", total),
+        "b": ("it shares its weight with a", 0),
+        "own": ("", total),
+        "head": ("it shares its weight with embedding", total),
+    }
+    assert report.before == before and before.total == 3 * total
+    assert report.after == weight_bytes(model)
+    assert model.a.weight is model.b.weight
+
+
+def test_a_budget_holds_where_weights_are_shared():
+    model, x = Shared(), torch.randn(4, 128)
+    calls = [ModelCall(0, (x,), {})]
+    budget = fit_budget(model, calls, bits_per_weight=25, candidates=("dense", "INT8 channel"), progress=False)
+    quantize(model, budget.config)
+    assert weight_bytes(model).total == budget.bytes <= 25 * weight_bytes(model).weights / 8
+    with pytest.raises(ValueError, match=r"bits_per_weight=12 cannot be met .*Allowed: 0\.14 MiB"):
+        fit_budget(Shared(), calls, bits_per_weight=12, candidates=("dense", "INT8 channel"), progress=False)
+
+
+def test_a_pattern_that_matches_no_layer_is_an_error_or_with_diffusers_class_a_warning(tmp_path):
+    enable()
+    for name in ("Sana", "T5"):
+        model, inputs = build(name)
+        model.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match="'atn1'.*matches no layer"):
+            plan(model, make_config("FP8", modules_to_not_convert=["atn1"]))
+        config = NVIDIAModelOptConfig("FP8", modules_to_not_convert=["atn1"])
+        with pytest.warns(UserWarning, match=f"'atn1', which matches no layer of {type(model).__name__}. Nearest: "):
+            quantize(model, config)
+        with pytest.warns(UserWarning, match="'atn1'"):
+            loaded = type(model).from_pretrained(tmp_path / name, quantization_config=config)
+        assert torch.equal(run(loaded, inputs), run(model, inputs))
+        loaded.save_pretrained(tmp_path / f"{name} packed")
+        with pytest.warns(UserWarning, match="'atn1'"):
+            again = type(model).from_pretrained(tmp_path / f"{name} packed")
+        assert torch.equal(run(again, inputs), run(model, inputs))

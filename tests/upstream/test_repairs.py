@@ -3,9 +3,11 @@ import json
 import os
 import tempfile
 
+import modelopt.torch.opt as mto
 import pytest
 import torch
 from diffusers import NVIDIAModelOptConfig, SanaTransformer2DModel
+from modelopt.torch.quantization.utils import is_quantized
 
 from modelopt_nb import enable, make_config, quantize, quiet, repair_states, verbs, weight_bytes
 from tests.architectures import build, run
@@ -25,13 +27,40 @@ def nf4_is_read_back():
     assert error < 0.12
 
 
-def fp8_keeps_zeros():
-    layer = torch.nn.Sequential(torch.nn.Linear(32, 4))
-    with torch.no_grad():
-        layer[0].weight[1] = 0
-    quantize(layer, make_config("FP8", channel_quantize=0))
-    assert layer(torch.ones(1, 32)).isfinite().all()
-    assert (read_packed(layer[0])[1] == 0).all()
+def keeps_zeros(scheme):
+    def proof():
+        for rows in (slice(None), 1, slice(1, 3)):
+            layer = torch.nn.Sequential(torch.nn.Linear(512, 4))
+            with torch.no_grad():
+                layer[0].weight[rows] = 0
+            quantize(layer, make_config(scheme))
+            assert layer(torch.ones(1, 512)).isfinite().all()
+            assert (read_packed(layer[0])[rows] == 0).all()
+
+    return proof
+
+
+def scales_are_computed_in_float32():
+    # the relative errors of float32 weights, or less: float16 holds few values this small
+    cases = {"NF4": (2e-3, 0.093), "INT4 block": (2e-4, 0.097), "FP8": (1e-5, 0.027), "INT8": (1e-6, 0.010)}
+    for scheme, (amax, error) in cases.items():
+        layer = torch.nn.Sequential(torch.nn.Linear(128, 128)).half()
+        weight = torch.randn(128, 128)
+        layer[0].weight.data = weight = (weight / weight.abs().max() * amax).half()
+        quantize(layer, make_config(scheme))
+        assert read_packed(layer[0]).dtype == torch.float16
+        assert (read_packed(layer[0]).float() - weight.float()).norm() / weight.float().norm() <= error
+
+
+def mse_calibrates(quant_type):
+    def proof():
+        x, layer = torch.randn(64, 256), torch.nn.Sequential(torch.nn.Linear(256, 256))
+        dense = layer(x).detach()
+        config = make_config(quant_type, weight_only=False, activation_calibrator="mse")
+        quantize(layer, config, lambda model: model(x))
+        assert (layer(x) - dense).norm() / dense.norm() < (0.015 if quant_type == "INT8" else 0.05)
+
+    return proof
 
 
 def packing_keeps_calibrated_scales():
@@ -129,11 +158,32 @@ def an_interrupted_save_leaves_the_old_folder():
         assert os.listdir(folder) == ["packed"]
 
 
+def test_dense_layers_keep_their_class():
+    x = torch.randn(2, 64)
+
+    def build_layers():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 64))
+
+    model = build_layers()
+    quantize(model, make_config("FP8", modules_to_not_convert="2"))
+    assert [is_quantized(layer) for layer in model] == [True, False, False]
+    assert [vars(layer).keys() == vars(plain).keys() for layer, plain in zip(model, build_layers(), strict=True)][1:]
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        mto.save(model, f"{folder}/model.pt")
+        restored = mto.restore(build_layers(), f"{folder}/model.pt")
+    assert torch.equal(restored(x), model(x))
+
+
 #: Proofs by repair, each with the error that it raises without the repair.
 PROOFS = {
     "nf4-read-back": [(nf4_is_read_back, RuntimeError)],
-    "fp8-zeros": [(fp8_keeps_zeros, AssertionError)],
-    "calibrated-scales": [(packing_keeps_calibrated_scales, AssertionError)],
+    "zeros": [(keeps_zeros(scheme), AssertionError) for scheme in ("FP8 channel", "NVFP4", "NF4")],
+    "calibrated-scales": [
+        (packing_keeps_calibrated_scales, AssertionError),
+        (scales_are_computed_in_float32, (AssertionError, RuntimeError)),
+    ],
+    "histogram-mse": [(mse_calibrates("INT8"), AssertionError), (mse_calibrates("FP8"), ValueError)],
     "packed-dtype": [(packed_weights_have_the_dtype_they_are_read_as, AssertionError)],
     "packed-copies": [(copies_are_packed, TypeError)],
     "packed-casts": [(casts_keep_packed_weights, Exception)],

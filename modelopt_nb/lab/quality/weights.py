@@ -23,7 +23,7 @@ def weight_errors(model: nn.Module, config: ModelOptConfig) -> pd.Series:
         if layer.layout is not None:  # packed
             weight = model.get_parameter(f"{layer.name}.weight").detach().reshape(layer.shape)
             change = round_weight(weight, layer.layout.cfg) - weight
-            errors[layer.name] = (change.float().norm() / weight.float().norm()).item()
+            errors[layer.name] = (change.float().norm() / weight.float().norm().clamp(min=1e-30)).item()  # zeros: 0
     return pd.Series(errors, name="relative error").rename_axis("layer")
 
 

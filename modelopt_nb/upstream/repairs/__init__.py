@@ -8,19 +8,20 @@ from modelopt_nb.upstream.repairs.atomic_save.repair import AtomicSave
 from modelopt_nb.upstream.repairs.base import Repair
 from modelopt_nb.upstream.repairs.calibrated_scales import CalibratedScales
 from modelopt_nb.upstream.repairs.config_class import ConfigClass
-from modelopt_nb.upstream.repairs.fp8_zeros import Fp8Zeros
+from modelopt_nb.upstream.repairs.histogram_mse import HistogramMse
 from modelopt_nb.upstream.repairs.nf4_read_back import Nf4ReadBack
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import PackWhileLoading, model_classes
 from modelopt_nb.upstream.repairs.packed_casts import PackedCasts
 from modelopt_nb.upstream.repairs.packed_copies import PackedCopies
 from modelopt_nb.upstream.repairs.packed_dtype import PackedDtype
 from modelopt_nb.upstream.repairs.restore_from_config import RestoreFromConfig
+from modelopt_nb.upstream.repairs.zeros import Zeros
 
 __all__ = [
     "AtomicSave",
     "CalibratedScales",
     "ConfigClass",
-    "Fp8Zeros",
+    "HistogramMse",
     "Nf4ReadBack",
     "PackWhileLoading",
     "PackedCasts",
@@ -28,5 +29,6 @@ __all__ = [
     "PackedDtype",
     "Repair",
     "RestoreFromConfig",
+    "Zeros",
     "model_classes",
 ]

@@ -12,7 +12,8 @@ from modelopt_nb.upstream.repairs.base import Patch, Repair
 class ConfigClass(Repair):
     """Let ``NVIDIAModelOptConfig(...)`` become its subclass ``config_class``, which the installed ModelOpt can use.
 
-    The subclass refuses wrong arguments, gives 4-bit types a block, and writes and reads JSON.
+    The subclass refuses wrong arguments, gives 4-bit types a block, and writes and reads JSON. It is ``lenient`` then: it
+    warns where Diffusers' documented examples would be refused.
     """
 
     name = "config-class"
@@ -50,7 +51,7 @@ class ConfigClass(Repair):
         @functools.wraps(original)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             if type(self) is NVIDIAModelOptConfig:
-                self.__class__ = config_class
+                self.__class__, self.lenient = config_class, True
             self.__init__(*args, **kwargs) if isinstance(self, config_class) else original(self, *args, **kwargs)
 
         return [(NVIDIAModelOptConfig, "__init__", __init__)]

@@ -36,6 +36,10 @@ class Nf4ReadBack(Repair):
             # divide here, row by row; upstream then divides by one
             scale, double = kwargs["scale"], kwargs["double_scale"]
             rows = scale.reshape(double.numel(), -1) / double.reshape(-1, 1)
-            return original(self, dtype, **kwargs | {"scale": rows, "double_scale": double.new_ones(())})
+            dtype, kwargs = (
+                dtype or self.metadata["dtype"],
+                kwargs | {"scale": rows, "double_scale": double.new_ones(())},
+            )
+            return original(self, torch.promote_types(dtype, double.dtype), **kwargs).to(dtype)
 
         return [(NF4QTensor, "dequantize", dequantize)]

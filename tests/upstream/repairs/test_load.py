@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused_before_weights_load(folder, monkeypatch, a
         modeling_utils.ModelMixin, "_load_pretrained_model", lambda *a, **k: pytest.fail("weights were loaded")
     )
     with pytest.raises(ValueError, match=message):
-        AutoModel.from_pretrained(folder, quantization_config=NVIDIAModelOptConfig("INT8", **arguments))
+        AutoModel.from_pretrained(folder, quantization_config=make_config("INT8", **arguments))
 
 
 def test_device_map(transformer, inputs, tmp_path):
