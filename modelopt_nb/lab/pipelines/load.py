@@ -1,7 +1,10 @@
 """Load a pipeline; find and exchange its components."""
 
 import contextlib
-from collections.abc import Generator
+import functools
+import inspect
+import types
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +69,26 @@ def no_loading_bars() -> Generator[None]:
 
 
 def component_name(pipeline: DiffusionPipeline, component: str | None = None) -> str:
-    """Return the component to quantize, by default the transformer or UNet. Raises ValueError if there is none."""
+    """Return the component to quantize, by default the transformer or UNet. Raises TypeError, ValueError."""
+    check_pipeline(pipeline)
     models = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module)]
     name = component or next((name for name in COMPONENTS if name in models), None)
     if name not in models:
         wrong = f"component={name!r} is not a model of {type(pipeline).__name__}"
         raise ValueError(f"{wrong}. Allowed: {', '.join(models)}")
     return name
+
+
+def check_pipeline(pipeline: object) -> None:
+    """Raise TypeError for a model in the place of its pipeline."""
+    if isinstance(pipeline, nn.Module):
+        raise TypeError(f"pipeline is a {type(pipeline).__name__}. Allowed: the pipeline that it is a component of")
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError for a pipeline in the place of one of its models."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}. Allowed: a model, such as a pipeline's transformer")
 
 
 def is_codec(pipeline: DiffusionPipeline, component: str) -> bool:
@@ -83,15 +99,48 @@ def is_codec(pipeline: DiffusionPipeline, component: str) -> bool:
 @contextlib.contextmanager
 def with_attribute(owner: Any, name: str, value: Any) -> Generator[None]:
     """Set an attribute inside the block; afterwards restore it, or delete it if only the class has it."""
-    own = vars(owner).get(name)
+    before = dict(vars(owner))
     setattr(owner, name, value)
     try:
         yield
     finally:
-        if own is None:
-            delattr(owner, name)
+        if name in before:
+            setattr(owner, name, before[name])
         else:
-            setattr(owner, name, own)
+            delattr(owner, name)
 
 
 with_component = with_attribute  # a pipeline's components are its attributes
+
+
+@contextlib.contextmanager
+def unchanged(*owners: Any) -> Generator[None]:
+    """Restore all attributes of ``owners`` when the block ends."""
+    before = [(vars(owner), dict(vars(owner))) for owner in owners]
+    try:
+        yield
+    finally:
+        for attributes, values in before:
+            for name in attributes.keys() - values.keys():
+                del attributes[name]
+            attributes.update(values)
+
+
+def method_hook(owner: Any, name: str, before: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    """Call ``before(args, kwargs)`` ahead of each call of a method inside the block; a deep copy calls its own."""
+    original = getattr(owner, name)
+    bound = inspect.ismethod(original) and original.__self__ is owner
+    function = original.__func__ if bound else original
+
+    @functools.wraps(function)  # pipelines inspect the signature of the scheduler's methods
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        before(args[bound:], kwargs)
+        return function(*args, **kwargs)
+
+    return with_attribute(owner, name, types.MethodType(wrapper, owner) if bound else wrapper)
+
+
+def step_hook(pipeline: Any, tick: Callable[[], Any]) -> contextlib.AbstractContextManager[None]:
+    """Call ``tick`` in each denoising step inside the block, after the model's call; for any pipeline."""
+    scheduler = getattr(pipeline, "scheduler", None)
+    return method_hook(scheduler, "step", lambda *call: tick()) if scheduler else contextlib.nullcontext()

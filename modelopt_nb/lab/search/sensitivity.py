@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from modelopt_nb import MIB, ModelOptConfig, dequantized, plan, quantize
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.layers.select import layer_frame
+from modelopt_nb.lab.pipelines.load import check_model
 from modelopt_nb.lab.search.groups import Groups, as_groups
 
 
@@ -43,6 +44,7 @@ def sensitivity(
     Raises:
         ValueError: No calls, groups that overlap or match nothing, a configuration that does not fit the model.
     """
+    check_model(model)
     check_calls(calls)
     layers = {x.name: x for x in plan(model, config).layers if x.packed}
     names = as_groups(model, groups, layers if isinstance(groups, str) else layer_frame(model).index)
