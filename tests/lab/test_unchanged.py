@@ -9,7 +9,6 @@ from modelopt_nb import (
     compare,
     denoising_loop,
     doctor,
-    enable,
     fit_budget,
     generate,
     layer_frame,
@@ -68,7 +67,6 @@ def test_after_a_verb_that_is_interrupted_or_raises(nothing_else_changes, verb, 
 
 def test_after_the_doctor(nothing_else_changes, monkeypatch, capsys):
     monkeypatch.setattr("modelopt_nb.lab.search.algorithms.check_scheme", lambda name: "not tried")
-    enable()
     with nothing_else_changes():
         doctor()
         assert "not tried" in capsys.readouterr().out
