@@ -81,5 +81,3 @@ def interrupting(module: nn.Module, call: int, error: type[BaseException]) -> co
     stack = contextlib.ExitStack()
     stack.callback(module.register_forward_pre_hook(hook).remove)
     return stack
-
-

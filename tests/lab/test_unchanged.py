@@ -59,7 +59,9 @@ def test_after_a_verb_that_finishes(nothing_else_changes, verb):
 @pytest.mark.filterwarnings("ignore:interrupted", "ignore:variant .* failed")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("call", [1, 4, 7])
-@pytest.mark.parametrize("verb", ["generate", "compare", "record_calls", "sensitivity", "fit_budget", "fit_budget by gradients"])
+@pytest.mark.parametrize(
+    "verb", ["generate", "compare", "record_calls", "sensitivity", "fit_budget", "fit_budget by gradients"]
+)
 def test_after_a_verb_that_is_interrupted_or_raises(nothing_else_changes, verb, call, error):
     with nothing_else_changes() as pipeline, interrupting(pipeline.unet, call, error):
         VERBS[verb](pipeline)

@@ -22,8 +22,7 @@ def denoising_loop(
     """Return a forward loop that generates the prompts' images with the model it is called with.
 
     Args:
-        pipeline: Any text-to-image or text-to-video pipeline.
-        prompts, seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
+        pipeline, prompts, seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
         component: The component that the model replaces: the transformer or UNet by default, or a text encoder or an
             autoencoder. Images are decoded only if it is an autoencoder.
 

@@ -19,13 +19,8 @@ from modelopt_nb import ModelOptConfig, Report, dequantized, peak_memory, quanti
 from modelopt_nb.lab.calibration.model_calls import ModelCall, record_calls
 from modelopt_nb.lab.compare.results import Comparison, machine
 from modelopt_nb.lab.compare.variants import COLUMNS, DENSE, Variant, check_config, configs_by_name
-from modelopt_nb.lab.pipelines.generate import (
-    cached_prompt_embeddings,
-    check_counts,
-    generate,
-    uncached_prompt_embeddings,
-)
-from modelopt_nb.lab.pipelines.load import component_name, is_codec, is_embedded, step_hook, with_component
+from modelopt_nb.lab.pipelines.generate import cached_prompt_embeddings, check_counts, generate
+from modelopt_nb.lab.pipelines.load import component_name, is_codec, is_embedded, step_hook, unchanged, with_component
 from modelopt_nb.lab.pipelines.prompts import Prompts, Seeds, prompts_and_seeds
 from modelopt_nb.lab.quality.classifier import classify
 from modelopt_nb.lab.quality.metrics import Measure, psnr_and_ssim
@@ -50,7 +45,6 @@ def compare(
             the images are also classified, and :attr:`Comparison.frame` has ``subject_ok`` and ``background_ok``.
         seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
         component: To quantize, such as ``"text_encoder"`` or ``"vae"``; the transformer or UNet by default.
-        progress: Show a progress bar.
         measures: Further columns by name, such as ``{"LPIPS": lpips()}`` and ``{"CLIP score": clip_score()}``.
 
     Returns:
@@ -69,8 +63,8 @@ def compare(
     steps, measures = check_counts(pipeline, steps, call, batch_size), measures or {}
     if taken := sorted({"variant", *(column.name for column in COLUMNS)} & set(measures)):
         raise ValueError(f"measures contains {', '.join(taken)}, already a column. Allowed: other names")
-    if wrong := [name for name, measure in measures.items() if not callable(measure)]:
-        raise TypeError(f"measures[{wrong[0]!r}]={measures[wrong[0]]!r} is not a function, such as lpips() makes")
+    if wrong := {name: measure for name, measure in measures.items() if not callable(measure)}:
+        raise TypeError(f"measures={wrong} is not a function by name, such as lpips() makes")
     part = component_name(pipeline, component)
     dense = getattr(pipeline, part)
     configs = configs_by_name(variants)
@@ -91,8 +85,9 @@ def compare(
                 except Exception as error:
                     if config is None:
                         raise
-                    wrong = f"{type(error).__name__}: {error}"
-                    warnings.warn(f"variant {name!r} failed and is left out: {wrong}", stacklevel=2)
+                    warnings.warn(
+                        f"variant {name!r} failed and is left out: {type(error).__name__}: {error}", stacklevel=2
+                    )
     except KeyboardInterrupt:
         if not comparison.variants:
             raise
@@ -152,12 +147,12 @@ class Runner:
     def peak(self) -> int:
         """Measure the peak memory in bytes while one image is generated in one denoising step, its prompt encoded too.
 
-        Where the scheduler cannot do one step, in as few as it can.
-
+        If the scheduler cannot do one, in as few as it can.
         On CUDA the peak of PyTorch's allocator. On a CPU, where PyTorch counts nothing, the weights of all models of
         the pipeline plus the peak of the tensors made meanwhile (:attr:`modelopt_nb.PeakMemory.tensors`).
         """
-        with uncached_prompt_embeddings(self.pipeline), peak_memory() as memory:
+        with unchanged(self.pipeline), peak_memory() as memory:
+            vars(self.pipeline).pop("encode_prompt", None)  # of caching()
             generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=self._fewest, **self.call)
         if next(getattr(self.pipeline, self.part).parameters()).is_cuda:
             return memory.cuda_allocated or 0
@@ -189,26 +184,22 @@ class Runner:
 
     def _generate(self) -> list[np.ndarray]:
         """Generate all images, ticking at each step."""
-        sizes = {"steps": self.steps, "batch_size": self.batch_size}
+        sizes: dict[str, Any] = {"steps": self.steps, "batch_size": self.batch_size}
         with step_hook(self.pipeline, self.tick):
             return generate(self.pipeline, self.prompts, self.seeds, **sizes, **self.call)
 
     def _record(self) -> None:
-        """Record the dense model's calls in the first step of one image: each variant is checked and timed on the first.
+        """Record the dense model's calls in one step of one image: each variant is checked and timed on the first.
 
-        Generates with the fewest steps that the scheduler can do: some fail with one, or give NaN.
+        Runs the fewest steps that the scheduler can do: some fail with one, or give NaN.
         """
         decode = is_codec(self.pipeline, self.part)
-        one, at = (self.pipeline, self.prompts[:1], self.seeds[:1]), None if decode else (0,)
-        for self._fewest in sorted({*(n for n in (1, 2, 4) if n < self.steps), self.steps}):
-            try:
-                with record_calls(self.pipeline, None, at=at, component=self.part) as calls:
-                    generate(*one, steps=self._fewest, decode=decode, **self.call)
+        for steps in sorted({*(n for n in (1, 2, 4) if n < self.steps), self.steps}):
+            with contextlib.suppress(*[Exception] * (steps < self.steps)):
+                with record_calls(self.pipeline, None, at=None if decode else (0,), component=self.part) as calls:
+                    generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=steps, decode=decode, **self.call)
+                self._calls, self._fewest = calls, steps
                 break
-            except Exception:
-                if self._fewest == self.steps:
-                    raise
-        self._calls = calls
         self.tick()
 
     def _repeat(self, model: nn.Module) -> torch.Tensor:

@@ -9,7 +9,6 @@ from torch import nn
 
 from modelopt_nb import ModelOptConfig, as_patterns, describe_layers, matching_layers, plan
 from modelopt_nb.lab.layers.kinds import layer_blocks, layer_kind
-from modelopt_nb.lab.pipelines.load import check_model
 
 
 def layer_frame(model: nn.Module, config: ModelOptConfig | None = None) -> "pd.DataFrame":
@@ -22,7 +21,6 @@ def layer_frame(model: nn.Module, config: ModelOptConfig | None = None) -> "pd.D
     Raises:
         TypeError, ValueError: A pipeline; as :func:`modelopt_nb.plan` does.
     """
-    check_model(model)
     rows, modules = describe_layers(model).rows, dict(model.named_modules())
     blocks = layer_blocks(row.name for row in rows)
     frame = pd.DataFrame(index=pd.Index([row.name for row in rows], name="layer"))

@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Generator
 from numbers import Integral
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from modelopt_nb.lab.pipelines.load import check_pipeline, unchanged, with_attribute
+from modelopt_nb.lab.pipelines.load import check_pipeline, unchanged
 from modelopt_nb.lab.pipelines.prompts import Prompts, Seeds, prompts_and_seeds
 
 RESERVED = {"prompt", "generator", "output_type", "num_images_per_prompt"}  # arguments that generate() sets itself
@@ -57,8 +58,7 @@ def generate(
             result = pipe(prompt=batch, generator=generators, num_inference_steps=steps, **options, **call)
             values = next((getattr(result, kind) for kind in ("images", "frames") if hasattr(result, kind)), ())
             for prompt, value in zip(batch, values, strict=False):
-                finite = value.isfinite().all() if isinstance(value, torch.Tensor) else np.isfinite(value).all()
-                if not finite:
+                if not (value.isfinite() if isinstance(value, torch.Tensor) else np.isfinite(value)).all():
                     source = f"{type(pipeline).__name__} with steps={steps}, {call}"
                     raise FloatingPointError(f"{source} generated NaN for {prompt!r}: the outputs are not finite")
             if decode:
@@ -73,28 +73,20 @@ def check_counts(pipeline: Any, steps: int | None, call: dict[str, Any], batch_s
     not have, a batch size below 1, arguments that :func:`generate` sets, a scheduler whose noise cannot be seeded.
     """
     check_pipeline(pipeline)
-    if "num_inference_steps" in call:
-        if steps is not None:
-            both = f"steps={steps!r} and num_inference_steps={call['num_inference_steps']!r}"
-            raise ValueError(f"{both} mean the same. Allowed: one of them")
-        steps = call.pop("num_inference_steps")
+    given = [n for n in (steps, call.pop("num_inference_steps", None)) if n is not None] or [20]
+    if len(given) > 1:
+        raise ValueError(f"steps={given[0]!r} and num_inference_steps={given[1]!r} mean the same. Allowed: one of them")
     if taken := sorted(call.keys() & RESERVED):
         raise ValueError(f"{', '.join(taken)} cannot be passed on. Allowed: prompts and seeds, one image each")
-    steps = 20 if steps is None else steps
-    scheduler = getattr(pipeline, "scheduler", None)
+    scheduler: Any = getattr(pipeline, "scheduler", None)
     if type(scheduler).__name__ == "DPMSolverSDEScheduler" and scheduler.config.noise_sampler_seed is None:
         wrong = "DPMSolverSDEScheduler takes no generator, so no two images have the same noise"
         raise ValueError(f"{wrong}. Allowed: its argument noise_sampler_seed=0, or another scheduler")
     longest = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
-    if not _is_count(steps) or (longest and steps > longest):
-        raise ValueError(f"steps={steps!r} is not allowed. Allowed: 1 to {longest or 'as many as the scheduler has'}")
-    if not _is_count(batch_size):
-        raise ValueError(f"batch_size={batch_size!r} is not allowed. Allowed: a whole number of 1 or more")
-    return int(steps)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    for name, value, most in (("steps", given[0], longest), ("batch_size", batch_size, None)):
+        if not isinstance(value, Integral) or not 1 <= int(value) <= (most or int(value)):
+            raise ValueError(f"{name}={value!r} is not allowed. Allowed: 1 to {most or 'any whole number'}")
+    return int(given[0])
 
 
 def native_size(pipeline: Any) -> dict[str, int]:
@@ -104,13 +96,12 @@ def native_size(pipeline: Any) -> dict[str, int]:
     pipelines that do not move sizes to the bins of a square: their own default is the right one.
     """
     parameters = inspect.signature(pipeline.__call__).parameters
-    height, width = parameters.get("height"), parameters.get("width")
-    if height is None or width is None or "use_resolution_binning" not in parameters or height.default != width.default:
-        return {}
+    sides = {parameters[name].default for name in ("height", "width") if name in parameters}
     model = getattr(pipeline, "transformer", None)
     cells = getattr(getattr(model, "config", None), "sample_size", None)
     factor = getattr(pipeline, "vae_scale_factor", None)
-    if height.default is None or not isinstance(cells, int) or not isinstance(factor, int):
+    to_bins = "use_resolution_binning" in parameters and len(sides) == 1 and None not in sides
+    if not to_bins or not isinstance(cells, int) or not isinstance(factor, int):
         return {}
     return {"height": cells * factor, "width": cells * factor}
 
@@ -130,16 +121,5 @@ def cached_prompt_embeddings(pipeline: Any) -> Generator[None]:
             cache[key] = encode(*args, **kwargs)
         return cache[key]
 
-    with with_attribute(pipeline, "encode_prompt", encode_prompt):
+    with mock.patch.object(pipeline, "encode_prompt", encode_prompt):
         yield
-
-
-@contextlib.contextmanager
-def uncached_prompt_embeddings(pipeline: Any) -> Generator[None]:
-    """Encode prompts as usual inside the block, within :func:`cached_prompt_embeddings` too."""
-    cached = vars(pipeline).pop("encode_prompt", None)
-    try:
-        yield
-    finally:
-        if cached is not None:
-            pipeline.encode_prompt = cached

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -85,32 +86,12 @@ def check_pipeline(pipeline: object) -> None:
         raise TypeError(f"pipeline is a {type(pipeline).__name__}. Allowed: the pipeline that it is a component of")
 
 
-def check_model(model: object) -> None:
-    """Raise TypeError for a pipeline in the place of one of its models."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}. Allowed: a model, such as a pipeline's transformer")
-
-
 def is_codec(pipeline: DiffusionPipeline, component: str) -> bool:
     """Return whether a component decodes latents: it is only called while images are decoded."""
     return hasattr(getattr(pipeline, component), "decode")
 
 
-@contextlib.contextmanager
-def with_attribute(owner: Any, name: str, value: Any) -> Generator[None]:
-    """Set an attribute inside the block; afterwards restore it, or delete it if only the class has it."""
-    before = dict(vars(owner))
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if name in before:
-            setattr(owner, name, before[name])
-        else:
-            delattr(owner, name)
-
-
-with_component = with_attribute  # a pipeline's components are its attributes
+with_component = mock.patch.object  # a pipeline's components are its attributes
 
 
 @contextlib.contextmanager
@@ -126,7 +107,7 @@ def unchanged(*owners: Any) -> Generator[None]:
             attributes.update(values)
 
 
-def method_hook(owner: Any, name: str, before: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+def method_hook(owner: Any, name: str, before: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
     """Call ``before(args, kwargs)`` ahead of each call of a method inside the block; a deep copy calls its own."""
     original = getattr(owner, name)
     bound = inspect.ismethod(original) and original.__self__ is owner
@@ -137,10 +118,10 @@ def method_hook(owner: Any, name: str, before: Callable[..., Any]) -> contextlib
         before(args[bound:], kwargs)
         return function(*args, **kwargs)
 
-    return with_attribute(owner, name, types.MethodType(wrapper, owner) if bound else wrapper)
+    return mock.patch.object(owner, name, types.MethodType(wrapper, owner) if bound else wrapper)
 
 
-def step_hook(pipeline: Any, tick: Callable[[], Any]) -> contextlib.AbstractContextManager[None]:
+def step_hook(pipeline: Any, tick: Callable[[], Any]) -> contextlib.AbstractContextManager[Any]:
     """Call ``tick`` in each denoising step inside the block, after the model's call; for any pipeline."""
     scheduler = getattr(pipeline, "scheduler", None)
     return method_hook(scheduler, "step", lambda *call: tick()) if scheduler else contextlib.nullcontext()

@@ -7,11 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-#: Prompts: a list or array, one string, or a frame with a column ``prompt`` (and ``seed``).
 Prompts = str | Iterable[str] | pd.DataFrame
-#: Seeds: one per prompt, or the first of consecutive ones.
 Seeds = int | Iterable[int] | None
-
 #: The repository's folder of prompts, emoji and embedded models.
 DATA = Path(__file__).resolve().parents[3] / "data"
 
@@ -20,11 +17,10 @@ def prompts_and_seeds(prompts: Prompts, seeds: Seeds) -> tuple[list[str], list[i
     """Return lists of prompts and seeds, from the arguments of :func:`modelopt_nb.generate`. Raises ValueError."""
     if isinstance(prompts, pd.DataFrame):
         seeds = prompts["seed"] if seeds is None and "seed" in prompts else seeds
-        prompts = prompts["prompt"] if "prompt" in prompts else []
+        prompts = prompts.get("prompt", [])
     texts = _as_list(prompts)
     if not texts or not all(isinstance(text, str) for text in texts):
-        allowed = "one or more strings, or a frame with a column prompt"
-        raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: {allowed}")
+        raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings, a frame of them")
     first = 0 if seeds is None else seeds
     numbers = [int(first) + i for i in range(len(texts))] if isinstance(first, Integral) else _as_list(first)
     if not all(isinstance(number, Integral) for number in numbers) or len(numbers) != len(texts):

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from modelopt_nb import QUANT_TYPES, ModelOptConfig, Report, enable, make_config, plan, round_weight
-from modelopt_nb.lab.pipelines.load import check_model
 
 
 def weight_errors(model: nn.Module, config: ModelOptConfig) -> pd.Series:
@@ -18,7 +17,6 @@ def weight_errors(model: nn.Module, config: ModelOptConfig) -> pd.Series:
     ``model`` stays dense: one weight at a time is copied and packed. The index has the layers' names. Activations and
     calibration do not matter.
     """
-    check_model(model)
     enable()
     errors = {}
     for layer in plan(model, config).layers:

@@ -10,7 +10,6 @@ from torch import nn
 from modelopt_nb import MIB, LayerPlan, ModelOptConfig, WeightBytes, make_config, plan, weight_bytes
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.compare.variants import DENSE
-from modelopt_nb.lab.pipelines.load import check_model
 from modelopt_nb.lab.search.code import config_code
 from modelopt_nb.lab.search.gradient_scores import check_gradients, gradient_scores
 from modelopt_nb.lab.search.groups import Groups, as_groups, covering_modules
@@ -71,7 +70,6 @@ def fit_budget(
             :func:`modelopt_nb.sensitivity` does; ``"auto_quantize"`` uses ModelOpt's gradient scores, for FP8, INT8 and
             INT4 only.
         errors: :attr:`Budget.errors` of an earlier call with the same groups and candidates, to skip the measuring.
-        progress: Show progress bars.
 
     Raises:
         ValueError: Before anything is measured: a budget below the smallest or above the dense size, with both; an
@@ -80,7 +78,6 @@ def fit_budget(
 
     Source: the problem is that of Qua2SeDiMo (arXiv 2412.14628); HiGHS through ``scipy.optimize.milp`` solves it.
     """
-    check_model(model)
     configs = _candidate_configs(candidates, pointwise_as_linear, method)
     plans = {c: {x.name: x for x in plan(model, config).layers} for c, config in configs.items()}
     layers = next(iter(plans.values()))

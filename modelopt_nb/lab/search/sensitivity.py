@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from modelopt_nb import MIB, ModelOptConfig, dequantized, plan, quantize
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.layers.select import layer_frame
-from modelopt_nb.lab.pipelines.load import check_model
 from modelopt_nb.lab.search.groups import Groups, as_groups
 
 
@@ -32,7 +31,6 @@ def sensitivity(
         calls: Calls of the model, from :func:`modelopt_nb.record_calls`.
         groups: A word of :func:`modelopt_nb.layer_groups`, or patterns by group name.
         without: Also measure the error when all layers but this group's are quantized; doubles the time.
-        progress: Show a progress bar.
 
     Returns:
         A row per group, the most error for its bytes first. ``layers`` counts them; ``dense bytes`` and ``packed
@@ -44,7 +42,6 @@ def sensitivity(
     Raises:
         ValueError: No calls, groups that overlap or match nothing, a configuration that does not fit the model.
     """
-    check_model(model)
     check_calls(calls)
     layers = {x.name: x for x in plan(model, config).layers if x.packed}
     names = as_groups(model, groups, layers if isinstance(groups, str) else layer_frame(model).index)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modelopt_nb import generate
-from modelopt_nb.lab.pipelines.generate import cached_prompt_embeddings, native_size, uncached_prompt_embeddings
+from modelopt_nb.lab.pipelines.generate import cached_prompt_embeddings, native_size
 from modelopt_nb.lab.pipelines.load import with_component
 
 
@@ -101,15 +101,14 @@ def test_prompts_are_encoded_once(pipeline, monkeypatch):
         assert encodings("a lemon") == 2  # the prompt and the empty one
         assert encodings("a lemon") == 0
         assert encodings("a pear") == 2
-        with uncached_prompt_embeddings(pipeline):
-            assert encodings("a lemon") == 2
-        assert encodings("a lemon") == 0
     assert "encode_prompt" not in vars(pipeline)
 
 
 def sized(name: str, cells: object) -> dict[str, int]:
     """The native size of a pipeline of Diffusers whose model has ``cells``."""
-    pipeline = SimpleNamespace(transformer=SimpleNamespace(config=SimpleNamespace(sample_size=cells)), vae_scale_factor=8)
+    pipeline = SimpleNamespace(
+        transformer=SimpleNamespace(config=SimpleNamespace(sample_size=cells)), vae_scale_factor=8
+    )
     pipeline.__call__ = getattr(diffusers, name).__call__
     return native_size(pipeline)
 
@@ -143,7 +142,9 @@ def test_a_scheduler_whose_noise_has_no_seed_is_refused(pipeline):
 
 
 @pytest.mark.parametrize("prompts", ["a", ["a"], ("a",), pd.Series(["a"], [7]), np.array(["a"]), np.array("a")])
-@pytest.mark.parametrize(("seeds", "steps"), [(np.int64(5), {"steps": np.int64(7)}), ((5,), {"num_inference_steps": 7})])
+@pytest.mark.parametrize(
+    ("seeds", "steps"), [(np.int64(5), {"steps": np.int64(7)}), ((5,), {"num_inference_steps": 7})]
+)
 def test_what_people_pass(prompts, seeds, steps):
     pipeline = VideoPipeline()
     (video,) = generate(pipeline, prompts, seeds, **steps)
