@@ -121,7 +121,7 @@ def _call_hooks(pipeline: Any, component: str | None, record: Callable[[ModelCal
     done: dict[str, int] = {}  # "steps" since the last set_timesteps
 
     def called(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        steps = max(len(scheduler.timesteps), 1) if done else 1
+        steps = max(len(scheduler.timesteps), 1) if done and scheduler.timesteps is not None else 1
         record(ModelCall(min(done.get("steps", 0), steps - 1), args, kwargs, steps, method))
 
     with contextlib.ExitStack() as stack:

@@ -11,17 +11,24 @@ from diffusers import DDIMScheduler
 
 from modelopt_nb import (
     Comparison,
+    activation_ranges,
     classify,
     compare,
     denoising_loop,
+    fit_budget,
     generate,
+    layer_frame,
+    layer_groups,
     load_prompts,
     make_config,
     peak_memory,
     quantize,
     record_calls,
     replay_loop,
+    select,
+    sensitivity,
     weight_bytes,
+    weight_errors,
 )
 from modelopt_nb.lab.compare import runner
 from modelopt_nb.lab.compare.variants import COLUMNS
@@ -258,6 +265,18 @@ def test_configs_by_name_calibrated_or_not(pipeline):
     frame = compare(pipeline, {"smooth": smooth, "FP8": "FP8"}, PROMPTS[:1], steps=2, progress=False).frame
     assert list(frame.index) == ["dense", "smooth", "FP8"]
     assert (frame["PSNR dB"].drop("dense") > 15).all()
+
+
+def test_a_pipeline_is_not_a_model(pipeline):
+    config = make_config("FP8")
+    for verb in (
+        layer_frame, select, layer_groups, lambda p: sensitivity(p, config, [None]), lambda p: weight_errors(p, config),
+        lambda p: fit_budget(p, [None], mib=1), lambda p: activation_ranges(p, [None]), lambda p: quantize(p, config),
+    ):  # fmt: skip
+        with pytest.raises(
+            TypeError, match="model is a SanaPipeline. Allowed: a model, such as a pipeline's transformer"
+        ):
+            verb(pipeline)
 
 
 def test_a_model_is_not_a_pipeline(pipeline):
