@@ -43,6 +43,8 @@ class ModelRows:
 
 def describe_layers(model: nn.Module) -> ModelRows:
     """Describe the linear layers and convolutions that ModelOpt can pack. Works on the meta device; reads no weight."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}. Allowed: a model, such as a pipeline's transformer")
     modules = dict(model.named_modules())
     layers = {n: m for n, m in modules.items() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
     layers = {n: m for n, m in layers.items() if isinstance(m, QuantModule) or type(m) in QuantModuleRegistry}

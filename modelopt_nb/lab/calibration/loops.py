@@ -1,9 +1,8 @@
 """Forward loops for calibration."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import pandas as pd
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
@@ -11,20 +10,19 @@ from torch import nn
 from modelopt_nb.lab.calibration.model_calls import ModelCall
 from modelopt_nb.lab.pipelines.generate import check_counts, generate
 from modelopt_nb.lab.pipelines.load import component_name, is_codec, with_component
-from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
+from modelopt_nb.lab.pipelines.prompts import Prompts, Seeds, prompts_and_seeds
 
 ForwardLoop = Callable[["nn.Module"], None]
 
 
 def denoising_loop(
-    pipeline: DiffusionPipeline, prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *,
-    steps: int = 20, component: str | None = None, batch_size: int = 4, **call: Any,
+    pipeline: DiffusionPipeline, prompts: Prompts, seeds: Seeds = None, *, steps: int | None = None,
+    component: str | None = None, batch_size: int = 4, **call: Any,
 ) -> ForwardLoop:  # fmt: skip
     """Return a forward loop that generates the prompts' images with the model it is called with.
 
     Args:
-        pipeline: Any text-to-image or text-to-video pipeline.
-        prompts, seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
+        pipeline, prompts, seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
         component: The component that the model replaces: the transformer or UNet by default, or a text encoder or an
             autoencoder. Images are decoded only if it is an autoencoder.
 
@@ -32,13 +30,13 @@ def denoising_loop(
         ValueError: No prompts, seeds that do not fit, more steps than the scheduler has, an unknown component.
     """
     texts, numbers = prompts_and_seeds(prompts, seeds)
-    check_counts(pipeline, steps, batch_size)
+    number = check_counts(pipeline, steps, call, batch_size)
     part = component_name(pipeline, component)
     decode = is_codec(pipeline, part)
 
     def forward_loop(model: nn.Module) -> None:
         with with_component(pipeline, part, model):
-            generate(pipeline, texts, numbers, steps=steps, batch_size=batch_size, decode=decode, **call)
+            generate(pipeline, texts, numbers, steps=number, batch_size=batch_size, decode=decode, **call)
 
     return forward_loop
 

@@ -12,7 +12,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from modelopt_nb.lab.pipelines.load import component_name, with_attribute
+from modelopt_nb.lab.pipelines.load import component_name, method_hook, step_hook
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class ModelCall:
             return self.output(model)
 
     def output(self, model: nn.Module) -> torch.Tensor:
-        """Repeat the call with gradients; returns the model's output."""
+        """Repeat the call with gradients; returns the model's output, of a list of tensors their elements."""
         output = (model if self.method == "forward" else getattr(model, self.method))(*self.args, **self.kwargs)
         output = tuple(output.values()) if isinstance(output, Mapping) else output  # Diffusers' or Transformers' class
-        return output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple) else output
+        return torch.cat([tensor.flatten() for tensor in output]) if isinstance(output, list) else output
 
 
 @contextlib.contextmanager
@@ -56,7 +57,6 @@ def record_calls(
     """Record the calls of a component while the pipeline generates images inside the block.
 
     Args:
-        pipeline: Any pipeline.
         keep: How many calls to keep, spread evenly over all, the first and the last among them. None keeps all.
         at: Keep only calls of some denoising steps, named as shares of the way from the first (0) to the last (1).
             ``keep`` then counts among these.
@@ -118,44 +118,24 @@ def _call_hooks(pipeline: Any, component: str | None, record: Callable[[ModelCal
     """Call ``record`` before each call of a component, with the denoising step that the scheduler is in."""
     model = getattr(pipeline, component_name(pipeline, component))
     scheduler: Any = getattr(pipeline, "scheduler", None)
-    step, begun = 0, False
-
-    def begin(*call: Any) -> None:
-        nonlocal step, begun
-        step, begun = 0, True
-
-    def advance(*call: Any) -> None:
-        nonlocal step
-        step += 1
+    done: dict[str, int] = {}  # "steps" since the last set_timesteps
 
     def called(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        steps = max(len(scheduler.timesteps), 1) if begun else 1
-        record(ModelCall(min(step, steps - 1), args, kwargs, steps, method))
+        steps = max(len(scheduler.timesteps), 1) if done and scheduler.timesteps is not None else 1
+        record(ModelCall(min(done.get("steps", 0), steps - 1), args, kwargs, steps, method))
 
     with contextlib.ExitStack() as stack:
         if scheduler is not None:
-            stack.enter_context(_method_hook(scheduler, "set_timesteps", begin))
-            stack.enter_context(_method_hook(scheduler, "step", advance))
+            stack.enter_context(method_hook(scheduler, "set_timesteps", lambda *_: done.update(steps=0)))
+            stack.enter_context(step_hook(pipeline, lambda: done.update(steps=done.get("steps", 0) + 1)))
         hook = model.register_forward_pre_hook(
             lambda _, args, kwargs: called("forward", args, kwargs), with_kwargs=True
         )
         stack.callback(hook.remove)
         for method in ("decode", "encode"):
             if hasattr(model, method) and not hasattr(model, "get_input_embeddings"):
-                stack.enter_context(_method_hook(model, method, functools.partial(called, method)))
+                stack.enter_context(method_hook(model, method, functools.partial(called, method)))
         yield
-
-
-def _method_hook(owner: Any, name: str, before: Callable[..., None]) -> contextlib.AbstractContextManager[None]:
-    """Call ``before(args, kwargs)`` ahead of each call of a method inside the block."""
-    original = getattr(owner, name)
-
-    @functools.wraps(original)  # pipelines inspect the signature of the scheduler's methods
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        before(args, kwargs)
-        return original(*args, **kwargs)
-
-    return with_attribute(owner, name, wrapper)
 
 
 def save_calls(calls: Sequence[ModelCall], path: str | os.PathLike[str]) -> None:

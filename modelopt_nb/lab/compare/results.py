@@ -45,10 +45,13 @@ class Comparison:
         """One row per variant; ``source`` in :data:`COLUMNS` says what each column measures, its name has the unit.
 
         Memory and time are measured with packed weights; the time of an encoder or an autoencoder is that for one
-        image. ``subject_ok`` and ``background_ok`` exist if :func:`modelopt_nb.compare` knows what the images show.
+        image. ``subject_ok`` and ``background_ok`` exist if :func:`modelopt_nb.compare` knows what the images show,
+        ``identical`` if some images equal those of dense, which are not in the mean PSNR.
         """
         rows = {v.name: v.numbers for v in self.variants}
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
+        if "identical" in frame:
+            frame["identical"] = frame["identical"].fillna(0).astype(int)
         frame.attrs["caption"] = self.caption
         return frame
 

@@ -19,22 +19,16 @@ from modelopt_nb import ModelOptConfig, Report, dequantized, peak_memory, quanti
 from modelopt_nb.lab.calibration.model_calls import ModelCall, record_calls
 from modelopt_nb.lab.compare.results import Comparison, machine
 from modelopt_nb.lab.compare.variants import COLUMNS, DENSE, Variant, check_config, configs_by_name
-from modelopt_nb.lab.pipelines.generate import (
-    cached_prompt_embeddings,
-    check_counts,
-    generate,
-    uncached_prompt_embeddings,
-)
-from modelopt_nb.lab.pipelines.load import component_name, is_codec, is_embedded, with_component
-from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
+from modelopt_nb.lab.pipelines.generate import cached_prompt_embeddings, check_counts, generate
+from modelopt_nb.lab.pipelines.load import component_name, is_codec, is_embedded, step_hook, unchanged, with_component
+from modelopt_nb.lab.pipelines.prompts import Prompts, Seeds, prompts_and_seeds
 from modelopt_nb.lab.quality.classifier import classify
 from modelopt_nb.lab.quality.metrics import Measure, psnr_and_ssim
 
 
 def compare(
     pipeline: DiffusionPipeline, variants: Sequence[str] | Mapping[str, str | ModelOptConfig],
-    prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *, steps: int = 20,
-    component: str | None = None, batch_size: int = 4, progress: bool = True,
+    prompts: Prompts, seeds: Seeds = None, *, steps: int | None = None, component: str | None = None, batch_size: int = 4, progress: bool = True,
     measures: Mapping[str, Measure] | None = None, **call: Any,
 ) -> Comparison:  # fmt: skip
     """Generate the same images with the dense model and with each variant, from the same noise, and measure both.
@@ -46,18 +40,19 @@ def compare(
     Args:
         pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.
         variants: Quant types, or configurations by name. ``dense`` is always first.
-        prompts: One image each; a list, or a frame with a column ``prompt`` (and ``seed``), as from
+        prompts: One image each; a list or array, or a frame with a column ``prompt`` (and ``seed``), as from
             :func:`modelopt_nb.load_prompts`. For the embedded pipeline and a frame with ``subject`` and ``background``,
             the images are also classified, and :attr:`Comparison.frame` has ``subject_ok`` and ``background_ok``.
         seeds, steps, batch_size, call: As for :func:`modelopt_nb.generate`.
         component: To quantize, such as ``"text_encoder"`` or ``"vae"``; the transformer or UNet by default.
-        progress: Show a progress bar.
         measures: Further columns by name, such as ``{"LPIPS": lpips()}`` and ``{"CLIP score": clip_score()}``.
 
     Returns:
-        The comparison; after a KeyboardInterrupt, with the finished variants, and a warning.
+        The comparison. A variant that fails is left out with a warning that names it; after a KeyboardInterrupt, so are
+        those that are not finished. An image of one colour is named in a warning, too.
 
     Raises:
+        Exception: The dense model's own.
         ValueError, TypeError: Before anything is generated: no prompts, seeds that do not fit, an unknown quant type, a
             configuration that fits no layer, lacks what its algorithm needs, or cannot run on this machine.
     """
@@ -65,9 +60,11 @@ def compare(
     if isinstance(prompts, pd.DataFrame) and {"subject", "background"} <= set(prompts) and is_embedded(pipeline):
         expected = prompts[["subject", "background"]]
     texts, numbers = prompts_and_seeds(prompts, seeds)
-    check_counts(pipeline, steps, batch_size)
-    if taken := sorted({column.name for column in COLUMNS} & set(measures or ())):
+    steps, measures = check_counts(pipeline, steps, call, batch_size), measures or {}
+    if taken := sorted({"variant", *(column.name for column in COLUMNS)} & set(measures)):
         raise ValueError(f"measures contains {', '.join(taken)}, already a column. Allowed: other names")
+    if wrong := {name: measure for name, measure in measures.items() if not callable(measure)}:
+        raise TypeError(f"measures={wrong} is not a function by name, such as lpips() makes")
     part = component_name(pipeline, component)
     dense = getattr(pipeline, part)
     configs = configs_by_name(variants)
@@ -77,13 +74,20 @@ def compare(
     comparison = Comparison(part, texts, numbers, steps, machine(dense))
     total = (1 + len(configs)) * steps * -(-len(texts) // batch_size) + 1
     bar = tqdm(total=total, disable=not progress, unit="step")
-    runner = Runner(pipeline, part, texts, numbers, steps, batch_size, call, bar.update, expected, measures or {})
+    runner = Runner(pipeline, part, texts, numbers, steps, batch_size, call, bar.update, expected, measures)
     try:
         with bar, runner.caching():
             for name, config in {DENSE: None, **configs}.items():
                 bar.set_description(name)
                 reference = comparison.variants[0].images if comparison.variants else None
-                comparison.variants.append(runner.run(name, config, reference))
+                try:
+                    comparison.variants.append(runner.run(name, config, reference))
+                except Exception as error:
+                    if config is None:
+                        raise
+                    warnings.warn(
+                        f"variant {name!r} failed and is left out: {type(error).__name__}: {error}", stacklevel=2
+                    )
     except KeyboardInterrupt:
         if not comparison.variants:
             raise
@@ -111,6 +115,7 @@ class Runner:
     measures: Mapping[str, Measure] = field(default_factory=dict)
     shown: Callable[[list[np.ndarray]], Any] = lambda images: None
     _calls: list[ModelCall] = field(default_factory=list, init=False)  # of the dense model, in one step of one image
+    _fewest: int = field(default=1, init=False)  # steps that the scheduler can do
 
     def __post_init__(self) -> None:
         self.dense = getattr(self.pipeline, self.part)
@@ -129,8 +134,9 @@ class Runner:
         if config is None:
             return self._run(name, self.dense, None, reference)
         device = next(self.dense.parameters()).device
-        model = copy.deepcopy(self.dense.to("cpu") if device.type == "cuda" else self.dense).to(device)
+        model = nn.Module()
         try:
+            model = copy.deepcopy(self.dense.to("cpu") if device.type == "cuda" else self.dense).to(device)
             return self._run(name, model, quantize(model, config), reference)
         finally:
             for module in model.modules():  # ModelOpt's layers refer to themselves: free their weights at once
@@ -141,11 +147,13 @@ class Runner:
     def peak(self) -> int:
         """Measure the peak memory in bytes while one image is generated in one denoising step, its prompt encoded too.
 
+        If the scheduler cannot do one, in as few as it can.
         On CUDA the peak of PyTorch's allocator. On a CPU, where PyTorch counts nothing, the weights of all models of
         the pipeline plus the peak of the tensors made meanwhile (:attr:`modelopt_nb.PeakMemory.tensors`).
         """
-        with uncached_prompt_embeddings(self.pipeline), peak_memory() as memory:
-            generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=1, **self.call)
+        with unchanged(self.pipeline), peak_memory() as memory:
+            vars(self.pipeline).pop("encode_prompt", None)  # of caching()
+            generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=self._fewest, **self.call)
         if next(getattr(self.pipeline, self.part).parameters()).is_cuda:
             return memory.cuda_allocated or 0
         models = [part for part in self.pipeline.components.values() if hasattr(part, "parameters")]
@@ -163,31 +171,35 @@ class Runner:
             step = (time.perf_counter() - start) * len(self._calls)
             if expected is not None and not torch.equal(expected, output):
                 images = self._generate()
+        if flat := [prompt for image, prompt in zip(images, self.prompts, strict=True) if image.min() == image.max()]:
+            why = "of one colour: black, where a safety checker blanks it; equal ones have no PSNR and SSIM"
+            warnings.warn(f"variant {name!r}: the image of {', '.join(map(repr, flat))} is {why}", stacklevel=4)
         psnr, ssim = psnr_and_ssim(list(zip(images, reference or [], strict=reference is not None)))
         rows = list(zip(images, reference or [None] * len(images), self.prompts, strict=True))
-        measures = {name: [measure(*row) for row in rows] for name, measure in self.measures.items()}
+        measures = {name: [float(measure(*row)) for row in rows] for name, measure in self.measures.items()}
         correct = None
         if self.expected is not None:
             correct = (classify(images) == self.expected.reset_index(drop=True)).add_suffix("_ok")
         return Variant(name, weight_bytes(model), peak, step, images, psnr, ssim, report, correct, measures)
 
     def _generate(self) -> list[np.ndarray]:
-        """Generate all images, ticking at each step; a ``callback_on_step_end`` of the caller's runs too."""
-        own = self.call.get("callback_on_step_end")
-
-        def step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            self.tick()
-            return own(pipeline, step, timestep, tensors) if own else tensors
-
-        call: dict[str, Any] = {**self.call, "callback_on_step_end": step_end}
-        return generate(self.pipeline, self.prompts, self.seeds, steps=self.steps, batch_size=self.batch_size, **call)
+        """Generate all images, ticking at each step."""
+        sizes: dict[str, Any] = {"steps": self.steps, "batch_size": self.batch_size}
+        with step_hook(self.pipeline, self.tick):
+            return generate(self.pipeline, self.prompts, self.seeds, **sizes, **self.call)
 
     def _record(self) -> None:
-        """Record the dense model's calls in one step of one image: each variant is checked and timed on the first."""
+        """Record the dense model's calls in one step of one image: each variant is checked and timed on the first.
+
+        Runs the fewest steps that the scheduler can do: some fail with one, or give NaN.
+        """
         decode = is_codec(self.pipeline, self.part)
-        with record_calls(self.pipeline, None, component=self.part) as calls:
-            generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=1, decode=decode, **self.call)
-        self._calls = calls
+        for steps in sorted({*(n for n in (1, 2, 4) if n < self.steps), self.steps}):
+            with contextlib.suppress(*[Exception] * (steps < self.steps)):
+                with record_calls(self.pipeline, None, at=None if decode else (0,), component=self.part) as calls:
+                    generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=steps, decode=decode, **self.call)
+                self._calls, self._fewest = calls, steps
+                break
         self.tick()
 
     def _repeat(self, model: nn.Module) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What is compared: configurations by name, the measurements of each, and the columns that show them."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from modelopt_nb import MIB, ModelOptConfig, Report, WeightBytes, check_algorithm, make_config, plan, quantize
-from modelopt_nb.lab.quality.statistics import percent
+from modelopt_nb.lab.quality.statistics import finite_mean, percent
 
 #: The name of the model that is not quantized.
 DENSE = "dense"
@@ -24,7 +25,8 @@ class Variant:
     ``weights`` are the bytes of the quantized component, ``peak`` is in bytes (:meth:`Runner.peak`), ``step`` in
     seconds. ``images`` are uint8 (height, width, 3), in the order of the prompts; ``psnr`` (dB), ``ssim`` and
     ``measures`` have one value per image, ``psnr`` and ``ssim`` none for dense. ``correct`` holds the classifier's
-    hits: boolean columns ``subject_ok`` and ``background_ok``, one row per image.
+    hits: boolean columns ``subject_ok`` and ``background_ok``, one row per image. PSNR and SSIM of two equal images of
+    one colour are NaN: a safety checker's black ones, for example.
     """
 
     name: str
@@ -63,10 +65,6 @@ class Column:
     explorer: bool = True  # shown by the explorer under each image
 
 
-def _mean(values: list[float]) -> float:
-    return statistics.fmean(values) if values else float("nan")
-
-
 def _correct(name: str) -> tuple[Column, ...]:
     """Percent of images whose ``name`` the classifier recognizes, with the bounds of its interval."""
 
@@ -91,10 +89,11 @@ COLUMNS: tuple[Column, ...] = (
     Column("of dense", 2, "these bytes over those of the dense component"),
     Column("peak MiB", 0, "peak memory of generating one image: see Runner.peak", lambda v: v.peak / MIB),
     Column("s per step", 4, "time of the component in one denoising step of one image", lambda v: v.step, timing=True),
-    Column("PSNR dB", 1, "mean over the images, against dense: skimage", lambda v: _mean(v.psnr)),
-    Column("SSIM", 3, "mean over the images, against dense: skimage", lambda v: _mean(v.ssim)),
+    Column("PSNR dB", 1, "mean over the images that differ from dense: skimage", lambda v: finite_mean(v.psnr)),
+    Column("SSIM", 3, "mean over the images, against dense: skimage", lambda v: finite_mean(v.ssim)),
     *_correct("subject"),
     *_correct("background"),
+    Column("identical", 0, "images equal to dense, if any", lambda v: v.psnr.count(math.inf) or None, explorer=False),
     Column("the classifier says", None, "subject and background of the image, by the classifier"),
 )  # fmt: skip
 

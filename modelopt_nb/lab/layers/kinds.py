@@ -30,8 +30,9 @@ _BLOCK = re.compile(r"((?:[a-z]\w*\.)*?(?:(?:\w*blocks|layers?|block)\.\d+|mid_b
 def layer_kind(row: LayerRow, modules: Mapping[str, nn.Module]) -> str:
     """Return the kind of one layer, from its name in Diffusers or Transformers and from the module that holds it."""
     name, inside = row.name, _BLOCK.match(row.name) is not None
-    found = re.search(r"([A-Za-z]\w*)?(\.?\d+)?$", name)  # the last part, with an index that follows it: to_out.0
-    last = found.group() if found else name
+    *outer, last = name.split(".")
+    if last.isdecimal() and outer and not outer[-1].isdecimal():
+        last = f"{outer[-1]}.{last}"  # with an index that follows it: to_out.0
     convolution = "pointwise convolution" if row.is_pointwise else "convolution"
     if row.is_convolution and inside:
         return convolution

@@ -19,7 +19,7 @@ def layer_frame(model: nn.Module, config: ModelOptConfig | None = None) -> "pd.D
     ``packed`` and ``reason``. No weight is read.
 
     Raises:
-        ValueError: As :func:`modelopt_nb.plan` does.
+        TypeError, ValueError: A pipeline; as :func:`modelopt_nb.plan` does.
     """
     rows, modules = describe_layers(model).rows, dict(model.named_modules())
     blocks = layer_blocks(row.name for row in rows)

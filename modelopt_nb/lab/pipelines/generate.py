@@ -3,29 +3,32 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from numbers import Integral
 from typing import Any
+from unittest import mock
 
 import numpy as np
-import pandas as pd
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from modelopt_nb.lab.pipelines.load import with_attribute
-from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
+from modelopt_nb.lab.pipelines.load import check_pipeline, unchanged
+from modelopt_nb.lab.pipelines.prompts import Prompts, Seeds, prompts_and_seeds
+
+RESERVED = {"prompt", "generator", "output_type", "num_images_per_prompt"}  # arguments that generate() sets itself
 
 
 def generate(
-    pipeline: DiffusionPipeline, prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None = None, *,
-    steps: int = 20, batch_size: int = 4, decode: bool = True, **call: Any,
+    pipeline: DiffusionPipeline, prompts: Prompts, seeds: Seeds = None, *, steps: int | None = None,
+    batch_size: int = 4, decode: bool = True, **call: Any,
 ) -> list[np.ndarray]:  # fmt: skip
     """Generate one image per prompt, each from the noise of its own CPU generator; no progress bars.
 
     Args:
         pipeline: Any text-to-image or text-to-video pipeline.
-        prompts: One or more prompts in a list, or a frame with a column ``prompt`` (and ``seed``).
+        prompts: One or more prompts, in a list or array, or a frame with a column ``prompt`` (and ``seed``).
         seeds: One per prompt, or the first of consecutive ones. None: the frame's own, or 0, 1, 2 and so on.
-        steps: Denoising steps.
+        steps: Denoising steps, 20 by default; Diffusers' name ``num_inference_steps`` is understood, too.
         batch_size: Images per call of the pipeline.
         decode: False skips decoding if the pipeline can return latents, and returns an empty list.
         call: Further arguments of the pipeline, such as ``guidance_scale`` or ``callback_on_step_end``. Without
@@ -36,55 +39,69 @@ def generate(
 
     Raises:
         ValueError: No prompts, seeds that do not fit, more steps than the scheduler has, a batch size below 1.
-        FloatingPointError: An image holds NaN or infinity.
+        FloatingPointError: An image, or its latents, hold NaN or infinity.
     """
     texts, numbers = prompts_and_seeds(prompts, seeds)
-    check_counts(pipeline, steps, batch_size)
+    steps = check_counts(pipeline, steps, call, batch_size)
     pipe: Any = pipeline  # Diffusers' base class has no __call__
     options: dict[str, Any] = {} if call.keys() & {"height", "width"} else {**native_size(pipe)}
     if decode or "output_type" in inspect.signature(pipe.__call__).parameters:
         options["output_type"] = "np" if decode else "latent"
     images: list[np.ndarray] = []
     bars = {**getattr(pipeline, "_progress_bar_config", {}), "disable": True}
-    with with_attribute(pipeline, "_progress_bar_config", bars):
-        pipe.set_progress_bar_config(**bars)  # of the pipelines inside a combined one, too
+    inside = [part for part in vars(pipeline).values() if isinstance(part, DiffusionPipeline)]  # a combined one
+    with unchanged(*filter(None, (pipeline, getattr(pipeline, "scheduler", None), *inside))):
+        pipe.set_progress_bar_config(**bars)
         for i in range(0, len(texts), batch_size):
             batch = texts[i : i + batch_size]
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in numbers[i : i + batch_size]]
             result = pipe(prompt=batch, generator=generators, num_inference_steps=steps, **options, **call)
+            values = next((getattr(result, kind) for kind in ("images", "frames") if hasattr(result, kind)), ())
+            for prompt, value in zip(batch, values, strict=False):
+                if not (value.isfinite() if isinstance(value, torch.Tensor) else np.isfinite(value)).all():
+                    source = f"{type(pipeline).__name__} with steps={steps}, {call}"
+                    raise FloatingPointError(f"{source} generated NaN for {prompt!r}: the outputs are not finite")
             if decode:
-                images += _as_uint8(result, f"{type(pipeline).__name__} with steps={steps}, {call}")
+                images += list((np.asarray(values) * 255).round().astype(np.uint8))
     return images
 
 
-def _as_uint8(result: Any, source: str) -> list[np.ndarray]:
-    """Convert a pipeline's output in 0..1 to uint8; ``source`` is named in the error."""
-    values = np.asarray(result.images if hasattr(result, "images") else result.frames)
-    if not np.isfinite(values).all():
-        raise FloatingPointError(f"{source} generated NaN: the model's outputs are not finite")
-    return list((values * 255).round().astype(np.uint8))
+def check_counts(pipeline: Any, steps: int | None, call: dict[str, Any], batch_size: int = 1) -> int:
+    """Return the number of steps: ``steps``, or ``num_inference_steps``, which is taken out of ``call``, or 20.
 
-
-def check_counts(pipeline: DiffusionPipeline, steps: int, batch_size: int = 1) -> None:
-    """Raise ValueError for a number of steps that the scheduler does not have, or a batch size below 1."""
-    longest = getattr(getattr(getattr(pipeline, "scheduler", None), "config", None), "num_train_timesteps", None)
-    if not isinstance(steps, int) or steps < 1 or (longest and steps > longest):
-        raise ValueError(f"steps={steps!r} is not allowed. Allowed: 1 to {longest or 'as many as the scheduler has'}")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} is not allowed. Allowed: a whole number of 1 or more")
+    Raises TypeError for a model in the place of a pipeline, ValueError for a number of steps that the scheduler does
+    not have, a batch size below 1, arguments that :func:`generate` sets, a scheduler whose noise cannot be seeded.
+    """
+    check_pipeline(pipeline)
+    given = [n for n in (steps, call.pop("num_inference_steps", None)) if n is not None] or [20]
+    if len(given) > 1:
+        raise ValueError(f"steps={given[0]!r} and num_inference_steps={given[1]!r} mean the same. Allowed: one of them")
+    if taken := sorted(call.keys() & RESERVED):
+        raise ValueError(f"{', '.join(taken)} cannot be passed on. Allowed: prompts and seeds, one image each")
+    scheduler: Any = getattr(pipeline, "scheduler", None)
+    if type(scheduler).__name__ == "DPMSolverSDEScheduler" and scheduler.config.noise_sampler_seed is None:
+        wrong = "DPMSolverSDEScheduler takes no generator, so no two images have the same noise"
+        raise ValueError(f"{wrong}. Allowed: its argument noise_sampler_seed=0, or another scheduler")
+    longest = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    for name, value, most in (("steps", given[0], longest), ("batch_size", batch_size, None)):
+        if not isinstance(value, Integral) or not 1 <= int(value) <= (most or int(value)):
+            raise ValueError(f"{name}={value!r} is not allowed. Allowed: 1 to {most or 'any whole number'}")
+    return int(given[0])
 
 
 def native_size(pipeline: Any) -> dict[str, int]:
     """Return ``height`` and ``width`` in px of the transformer's training, if the pipeline may default to other values.
 
-    ``SanaPipeline`` defaults to 1024 px for every transformer and enlarges the images of a smaller one. Empty for a
-    pipeline that takes the size from its model, and for a model that does not state its size.
+    ``SanaPipeline`` defaults to 1024 px for every transformer and enlarges the images of a smaller one. Empty for all
+    pipelines that do not move sizes to the bins of a square: their own default is the right one.
     """
-    height = inspect.signature(pipeline.__call__).parameters.get("height")
+    parameters = inspect.signature(pipeline.__call__).parameters
+    sides = {parameters[name].default for name in ("height", "width") if name in parameters}
     model = getattr(pipeline, "transformer", None)
     cells = getattr(getattr(model, "config", None), "sample_size", None)
     factor = getattr(pipeline, "vae_scale_factor", None)
-    if height is None or height.default is None or not isinstance(cells, int) or not isinstance(factor, int):
+    to_bins = "use_resolution_binning" in parameters and len(sides) == 1 and None not in sides
+    if not to_bins or not isinstance(cells, int) or not isinstance(factor, int):
         return {}
     return {"height": cells * factor, "width": cells * factor}
 
@@ -104,16 +121,5 @@ def cached_prompt_embeddings(pipeline: Any) -> Generator[None]:
             cache[key] = encode(*args, **kwargs)
         return cache[key]
 
-    with with_attribute(pipeline, "encode_prompt", encode_prompt):
+    with mock.patch.object(pipeline, "encode_prompt", encode_prompt):
         yield
-
-
-@contextlib.contextmanager
-def uncached_prompt_embeddings(pipeline: Any) -> Generator[None]:
-    """Encode prompts as usual inside the block, within :func:`cached_prompt_embeddings` too."""
-    cached = vars(pipeline).pop("encode_prompt", None)
-    try:
-        yield
-    finally:
-        if cached is not None:
-            pipeline.encode_prompt = cached

@@ -1,9 +1,13 @@
 """Load a pipeline; find and exchange its components."""
 
 import contextlib
-from collections.abc import Generator
+import functools
+import inspect
+import types
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -66,7 +70,8 @@ def no_loading_bars() -> Generator[None]:
 
 
 def component_name(pipeline: DiffusionPipeline, component: str | None = None) -> str:
-    """Return the component to quantize, by default the transformer or UNet. Raises ValueError if there is none."""
+    """Return the component to quantize, by default the transformer or UNet. Raises TypeError, ValueError."""
+    check_pipeline(pipeline)
     models = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module)]
     name = component or next((name for name in COMPONENTS if name in models), None)
     if name not in models:
@@ -75,23 +80,48 @@ def component_name(pipeline: DiffusionPipeline, component: str | None = None) ->
     return name
 
 
+def check_pipeline(pipeline: object) -> None:
+    """Raise TypeError for a model in the place of its pipeline."""
+    if isinstance(pipeline, nn.Module):
+        raise TypeError(f"pipeline is a {type(pipeline).__name__}. Allowed: the pipeline that it is a component of")
+
+
 def is_codec(pipeline: DiffusionPipeline, component: str) -> bool:
     """Return whether a component decodes latents: it is only called while images are decoded."""
     return hasattr(getattr(pipeline, component), "decode")
 
 
+with_component = mock.patch.object  # a pipeline's components are its attributes
+
+
 @contextlib.contextmanager
-def with_attribute(owner: Any, name: str, value: Any) -> Generator[None]:
-    """Set an attribute inside the block; afterwards restore it, or delete it if only the class has it."""
-    own = vars(owner).get(name)
-    setattr(owner, name, value)
+def unchanged(*owners: Any) -> Generator[None]:
+    """Restore all attributes of ``owners`` when the block ends."""
+    before = [(vars(owner), dict(vars(owner))) for owner in owners]
     try:
         yield
     finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
+        for attributes, values in before:
+            for name in attributes.keys() - values.keys():
+                del attributes[name]
+            attributes.update(values)
 
 
-with_component = with_attribute  # a pipeline's components are its attributes
+def method_hook(owner: Any, name: str, before: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
+    """Call ``before(args, kwargs)`` ahead of each call of a method inside the block; a deep copy calls its own."""
+    original = getattr(owner, name)
+    bound = inspect.ismethod(original) and original.__self__ is owner
+    function = original.__func__ if bound else original
+
+    @functools.wraps(function)  # pipelines inspect the signature of the scheduler's methods
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        before(args[bound:], kwargs)
+        return function(*args, **kwargs)
+
+    return mock.patch.object(owner, name, types.MethodType(wrapper, owner) if bound else wrapper)
+
+
+def step_hook(pipeline: Any, tick: Callable[[], Any]) -> contextlib.AbstractContextManager[Any]:
+    """Call ``tick`` in each denoising step inside the block, after the model's call; for any pipeline."""
+    scheduler = getattr(pipeline, "scheduler", None)
+    return method_hook(scheduler, "step", lambda *call: tick()) if scheduler else contextlib.nullcontext()

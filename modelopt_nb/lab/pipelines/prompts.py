@@ -1,29 +1,38 @@
 """Prompts with a seed each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+Prompts = str | Iterable[str] | pd.DataFrame
+Seeds = int | Iterable[int] | None
 #: The repository's folder of prompts, emoji and embedded models.
 DATA = Path(__file__).resolve().parents[3] / "data"
 
 
-def prompts_and_seeds(
-    prompts: Sequence[str] | pd.DataFrame, seeds: int | Sequence[int] | None
-) -> tuple[list[str], list[int]]:
+def prompts_and_seeds(prompts: Prompts, seeds: Seeds) -> tuple[list[str], list[int]]:
     """Return lists of prompts and seeds, from the arguments of :func:`modelopt_nb.generate`. Raises ValueError."""
     if isinstance(prompts, pd.DataFrame):
-        seeds = prompts["seed"].tolist() if seeds is None and "seed" in prompts else seeds
-        prompts = prompts["prompt"].tolist()
-    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings in a list")
-    first = seeds or 0
-    numbers = list(range(first, first + len(prompts))) if isinstance(first, int) else list(first)
-    if len(numbers) != len(prompts):
-        wrong = f"seeds has {len(numbers)} entries for {len(prompts)} prompts"
-        raise ValueError(f"{wrong}. Allowed: one number, or one per prompt")
-    return list(prompts), numbers
+        seeds = prompts["seed"] if seeds is None and "seed" in prompts else seeds
+        prompts = prompts.get("prompt", [])
+    texts = _as_list(prompts)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"prompts={prompts!r} is not a list of prompts. Allowed: one or more strings, a frame of them")
+    first = 0 if seeds is None else seeds
+    numbers = [int(first) + i for i in range(len(texts))] if isinstance(first, Integral) else _as_list(first)
+    if not all(isinstance(number, Integral) for number in numbers) or len(numbers) != len(texts):
+        wrong = f"seeds={seeds!r} has {len(numbers)} entries for {len(texts)} prompts"
+        raise ValueError(f"{wrong}. Allowed: one whole number, or one per prompt")
+    return [str(text) for text in texts], [int(number) for number in numbers]
+
+
+def _as_list(values: Any) -> list[Any]:
+    """Return the values of a list, tuple, Series, array or tensor; anything else is one value."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
 
 
 def load_prompts(split: str, n: int | None = None) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from modelopt_nb.lab.plots.style import single_axes, type_style
+from modelopt_nb.lab.plots.style import plain_legend, single_axes, type_style
 
 
 def plot_format(quant_type: str, values: np.ndarray, weight: np.ndarray, block: int | None = None) -> Figure:
@@ -47,5 +47,5 @@ def plot_errors(errors: pd.DataFrame, quant_type: str) -> Figure:
     ax.set_ylabel("relative error of the weight")
     ax.set_title(f"{quant_type}: weight error per layer", fontsize=10)
     ax.grid(alpha=0.3, which="both")
-    ax.legend(fontsize=8)
+    plain_legend(ax)
     return figure

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from modelopt_nb import MIB
 from modelopt_nb.lab.layers.kinds import KINDS
+from modelopt_nb.lab.plots.style import PLAIN
 
 OUTSIDE = -1  # block of a layer that is in no block
 
@@ -34,7 +35,7 @@ def plot_layers(maps: Mapping[str, pd.DataFrame]) -> Figure:
         ax.set_xticks(range(len(blocks)), ["outside", *map(str, blocks[1:])], fontsize=7)
         ax.set_yticks(range(len(kinds)), kinds, fontsize=7)
         ax.set_xlabel("block", fontsize=8)
-        ax.set_title(f"{name}: {frame['packed bytes'].sum() / MIB:.1f} MiB", fontsize=9)
+        ax.set_title(f"{name}: {frame['packed bytes'].sum() / MIB:.1f} MiB", fontsize=9, **PLAIN)
         for spine in ax.spines.values():
             spine.set_linewidth(0.4)
     panels[0].set_ylabel("kind of layer", fontsize=8)
@@ -50,7 +51,9 @@ def plot_sensitivity(frame: pd.DataFrame, rows: int = 30) -> Figure:
     left.barh(range(len(shown)), shown["error alone"], color="#d55e00")
     left.set_title("Error when this group alone is quantized", fontsize=9)
     left.set_xlabel("squared change of the output / squared output", fontsize=8)
-    left.set_yticks(range(len(shown)), shown.index, fontsize=7)
+    left.set_yticks(range(len(shown)), shown.index, fontsize=7, **PLAIN)
+    if len(frame) > len(shown):
+        left.set_ylabel(f"first {len(shown)} of {len(frame)} groups", fontsize=8)
     right.barh(range(len(shown)), shown["error per MiB saved"], color="#0072b2")
     right.set_title("The same per MiB saved", fontsize=9)
     right.set_xlabel("error per MiB", fontsize=8)

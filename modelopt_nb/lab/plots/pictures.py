@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from modelopt_nb.lab.compare.results import Comparison
-from modelopt_nb.lab.plots.style import frame_of, image_axes, label_row, mean_db
+from modelopt_nb.lab.plots.style import PLAIN, frame_of, image_axes, label_row, mean_db
 
 
 def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
@@ -17,7 +17,8 @@ def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
     prompts, variants = comparison.prompts[:rows], comparison.variants
     figure, axes = image_axes(len(prompts), len(variants))
     for column, variant in enumerate(variants):
-        axes[0, column].set_title(f"{variant.name}\n{variant.weights.mib:.1f} MiB, {mean_db(variant.psnr)}", fontsize=8)
+        title = f"{variant.name}\n{variant.weights.mib:.1f} MiB, {mean_db(variant.psnr)}"
+        axes[0, column].set_title(title, fontsize=8, **PLAIN)
         for row in range(len(prompts)):
             axes[row, column].imshow(frame_of(variant.images[row]))
             if variant.psnr:
@@ -31,7 +32,7 @@ def plot_pictures(pictures: Mapping[str, np.ndarray]) -> Figure:
     """Plot images in a row, titled by their names: uint8 (height, width, 3), or videos (frames, height, width, 3)."""
     figure, axes = image_axes(1, len(pictures))
     for ax, (name, image) in zip(axes[0], pictures.items(), strict=True):
-        ax.set_title(name, fontsize=8)
+        ax.set_title(name, fontsize=8, **PLAIN)
         ax.imshow(frame_of(image))
     return figure
 
@@ -47,7 +48,7 @@ def plot_difference(comparison: Comparison, row: int = 0, gain: float = 5.0) -> 
     for column, variant in enumerate(variants):
         image = frame_of(variant.images[row])
         difference = np.clip(128 + gain * (image.astype(np.float32) - dense), 0, 255).astype(np.uint8)
-        axes[0, column].set_title(variant.name, fontsize=8)
+        axes[0, column].set_title(variant.name, fontsize=8, **PLAIN)
         axes[0, column].imshow(image)
         axes[1, column].imshow(difference)
         if variant.psnr:

@@ -1,14 +1,18 @@
 """Plot quality against bytes."""
 
 import itertools
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modelopt_nb.lab.compare.results import Comparison
-from modelopt_nb.lab.plots.style import FALLBACK, STYLE, single_axes, variant_style
+from modelopt_nb.lab.plots.style import FALLBACK, PLAIN, STYLE, plain_legend, single_axes, variant_style
+from modelopt_nb.lab.quality.statistics import finite_mean
+
+NOT_DRAWN = " (not drawn: no finite PSNR)"
 
 
 def plot_quality(comparison: Comparison) -> Figure:
@@ -18,9 +22,11 @@ def plot_quality(comparison: Comparison) -> Figure:
     ax.axvline(dense.weights.mib, color=STYLE["dense"][0], linestyle="--", linewidth=1, label="dense")
     for variant in others:
         colour, marker = variant_style(variant)
-        mean, mib = statistics.fmean(variant.psnr), variant.weights.mib
-        spread = [[mean - min(variant.psnr)], [max(variant.psnr) - mean]]
-        ax.errorbar(mib, mean, spread, color=colour, marker=marker, markersize=7, capsize=3, label=variant.name)
+        finite = [x for x in variant.psnr if math.isfinite(x)]
+        mean, mib, known = finite_mean(finite), variant.weights.mib, finite or [math.nan]
+        spread = [[mean - min(known)], [max(known) - mean]]
+        label = variant.name if finite else f"{variant.name}{NOT_DRAWN}"
+        ax.errorbar(mib, mean, spread, color=colour, marker=marker, markersize=7, capsize=3, label=label)
     ax.set_title("Quality against bytes: mean, worst and best prompt", fontsize=10)
     ax.set_xlim(left=0)
     _label_axes(ax, comparison)
@@ -37,10 +43,12 @@ def plot_frontier(comparison: Comparison, families: Mapping[str, Sequence[str]])
     styles = itertools.cycle([*list(STYLE.values())[1:], *FALLBACK])
     for (family, names), (colour, marker) in zip(families.items(), styles, strict=False):
         points = frame.loc[list(names), ["weights MiB", "PSNR dB"]].sort_values("weights MiB")
+        hidden = points.index[~np.isfinite(points["PSNR dB"])]
+        points, family = points.drop(hidden), "; ".join([family, *(f"{name}{NOT_DRAWN}" for name in hidden)])
         x, y = points["weights MiB"], points["PSNR dB"]
         ax.plot(x, y, marker, linestyle="--", linewidth=0.8, color=colour, label=family)
         for name, point in zip(points.index, points.to_numpy(), strict=True):
-            ax.annotate(str(name), point, xytext=(4, -9), textcoords="offset points", fontsize=6)
+            ax.annotate(str(name), point, xytext=(4, -9), textcoords="offset points", fontsize=6, **PLAIN)
     ax.set_title("Quality against bytes", fontsize=10)
     ax.margins(x=0.15, y=0.1)
     _label_axes(ax, comparison)
@@ -51,7 +59,7 @@ def _label_axes(ax: Axes, comparison: Comparison) -> None:
     ax.set_xlabel(f"{comparison.component} weights, MiB (scales included)")
     ax.set_ylabel("PSNR against dense, dB")
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    plain_legend(ax)
 
 
 def plot_schemes(comparison: Comparison) -> Figure:
@@ -78,6 +86,6 @@ def plot_schemes(comparison: Comparison) -> Figure:
         ax.tick_params(axis="x", labelsize=8)
         ax.grid(alpha=0.3)
     labels = [f"{name}, {bits:.1f} bits per weight" for name, bits in frame["bits per weight"].items()]
-    panels[0].set_yticks(range(len(frame)), labels, fontsize=8)
+    panels[0].set_yticks(range(len(frame)), labels, fontsize=8, **PLAIN)
     figure.supxlabel(f"{len(comparison.prompts)} prompts, {comparison.steps} steps; bars: 95 % intervals", fontsize=8)
     return figure

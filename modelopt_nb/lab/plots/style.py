@@ -1,7 +1,7 @@
 """Colours, markers and axes shared by all plots."""
 
-import statistics
 import textwrap
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from modelopt_nb import QUANT_TYPES
 from modelopt_nb.lab.compare.variants import Variant
+from modelopt_nb.lab.quality.statistics import finite_mean
 
 #: One colour and one marker per quant type, in every notebook.
 STYLE: dict[str, tuple[str, str]] = {
@@ -22,6 +23,8 @@ STYLE: dict[str, tuple[str, str]] = {
 #: For quant types that are not in :data:`STYLE`, in their order.
 FALLBACK = (("#56b4e9", "P"), ("#882255", "X"), ("#999933", "p"), ("#332288", "h"))
 
+#: Of a text that holds a prompt or a name: "$" is a dollar sign and begins no formula.
+PLAIN: dict[str, Any] = {"parse_math": False}
 IMAGE_INCHES = 1.7  # side of an image in a figure
 
 
@@ -63,11 +66,17 @@ def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def plain_legend(ax: Axes) -> None:
+    """Add a legend of variants or other names."""
+    for text in ax.legend(fontsize=8).get_texts():
+        text.set(**PLAIN)
+
+
 def label_row(ax: Axes, prompt: str) -> None:
     """Write ``prompt`` to the left of a row of images."""
-    ax.set_ylabel("\n".join(textwrap.wrap(prompt, 20)), fontsize=7)
+    ax.set_ylabel("\n".join(textwrap.wrap(prompt, 20)), fontsize=7, **PLAIN)
 
 
 def mean_db(psnr: list[float]) -> str:
     """Return the mean PSNR in dB as text; dense has none and is the reference."""
-    return f"{statistics.fmean(psnr):.1f} dB" if psnr else "the reference"
+    return f"{finite_mean(psnr):.1f} dB" if psnr else "the reference"

@@ -1,6 +1,7 @@
 """Distances between an image and the dense model's image of the same prompt and seed."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,10 +60,15 @@ def _import_all() -> None:
 
 
 def psnr_and_ssim(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[list[float], list[float]]:
-    """Compute :func:`psnr` and :func:`ssim` of each pair, in threads."""
+    """Compute :func:`psnr` and :func:`ssim` of each pair, in threads; NaN if both are equal and of one colour."""
     _import_all()
+
+    def both_of(pair: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+        blank = np.array_equal(*pair) and pair[0].min() == pair[0].max()
+        return (math.nan, math.nan) if blank else (psnr(*pair), ssim(*pair))
+
     with ThreadPoolExecutor() as threads:
-        both = list(threads.map(lambda pair: (psnr(*pair), ssim(*pair)), pairs))
+        both = list(threads.map(both_of, pairs))
     return [x for x, _ in both], [x for _, x in both]
 
 

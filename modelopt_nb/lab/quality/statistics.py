@@ -1,10 +1,18 @@
 """Confidence intervals and significance tests."""
 
+import math
+import statistics
 from collections.abc import Sequence
 
 from scipy.stats import binomtest
 
 FEWEST = 8  # answers that a verdict needs
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """Return the mean of the finite values; inf if all but NaN are infinite, NaN if there are none."""
+    known = [value for value in values if not math.isnan(value)] or [math.nan]
+    return statistics.fmean([value for value in known if math.isfinite(value)] or known)
 
 
 def percent(correct: Sequence[bool]) -> tuple[float, float, float]:

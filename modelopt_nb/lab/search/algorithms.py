@@ -24,7 +24,7 @@ def check_scheme(quant_type: str, **options: Any) -> str:
         quant_type: A quant type, a combined type or a scheme.
         options: As for :func:`modelopt_nb.make_config`.
     """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    devices = list(range(torch.cuda.device_count()))  # torch.manual_seed seeds them all
     try:
         with torch.random.fork_rng(devices), torch.no_grad(), quiet():
             _try(quant_type, options, "cuda" if devices else "cpu")

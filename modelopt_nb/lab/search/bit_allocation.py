@@ -70,7 +70,6 @@ def fit_budget(
             :func:`modelopt_nb.sensitivity` does; ``"auto_quantize"`` uses ModelOpt's gradient scores, for FP8, INT8 and
             INT4 only.
         errors: :attr:`Budget.errors` of an earlier call with the same groups and candidates, to skip the measuring.
-        progress: Show progress bars.
 
     Raises:
         ValueError: Before anything is measured: a budget below the smallest or above the dense size, with both; an

@@ -31,7 +31,6 @@ def sensitivity(
         calls: Calls of the model, from :func:`modelopt_nb.record_calls`.
         groups: A word of :func:`modelopt_nb.layer_groups`, or patterns by group name.
         without: Also measure the error when all layers but this group's are quantized; doubles the time.
-        progress: Show a progress bar.
 
     Returns:
         A row per group, the most error for its bytes first. ``layers`` counts them; ``dense bytes`` and ``packed

@@ -8,8 +8,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from modelopt_nb.lab.calibration.model_calls import ModelCall, record_calls
 from modelopt_nb.lab.pipelines.generate import generate
-from modelopt_nb.lab.pipelines.load import COMPONENTS, is_codec, is_embedded
-from modelopt_nb.lab.pipelines.prompts import load_prompts
+from modelopt_nb.lab.pipelines.load import COMPONENTS, is_codec, is_embedded, step_hook
+from modelopt_nb.lab.pipelines.prompts import load_prompts, prompts_and_seeds
 
 EMBEDDED_PROMPTS = 4
 
@@ -26,7 +26,7 @@ class CalibrationCalls:
     def __init__(self, pipeline: DiffusionPipeline, part: str, prompts: Sequence[str] | None) -> None:
         self.pipeline, self.part = pipeline, part
         self.prompts: Sequence[str] | pd.DataFrame | None = prompts
-        self.prompts_code = None if prompts is None else repr(list(prompts))
+        self.prompts_code = None if prompts is None else repr(prompts_and_seeds(prompts, None)[0])
         if prompts is None and is_embedded(pipeline):
             self.prompts = load_prompts("calibrate", EMBEDDED_PROMPTS)
             self.prompts_code = f"modelopt_nb.load_prompts('calibrate', {EMBEDDED_PROMPTS})"
@@ -39,11 +39,9 @@ class CalibrationCalls:
         """
         key, prompts = (prompt, [prompt]) if self.prompts is None else ("", self.prompts)
         if key not in self._calls:
-            with record_calls(self.pipeline, self.COUNT, component=self.part) as calls:
-                generate(
-                    self.pipeline, prompts, steps=self.STEPS, decode=is_codec(self.pipeline, self.part),
-                    callback_on_step_end=lambda pipe, i, time, tensors: (step(), tensors)[1],
-                )  # fmt: skip
+            decode = is_codec(self.pipeline, self.part)
+            with record_calls(self.pipeline, self.COUNT, component=self.part) as calls, step_hook(self.pipeline, step):
+                generate(self.pipeline, prompts, steps=self.STEPS, decode=decode)
             self._calls = {key: calls}  # only the last prompt's calls
         return self._calls[key]
 

@@ -149,3 +149,11 @@ def test_an_interrupted_recording_leaves_no_file(fake, tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert not {"step", "set_timesteps"} & vars(fake.scheduler).keys()
     assert not fake.transformer._forward_pre_hooks
+
+
+def test_a_scheduler_without_timesteps_is_in_one_step(fake):
+    with record_calls(fake, None) as calls:
+        fake(3)
+        fake.scheduler.timesteps = None  # as before its first set_timesteps
+        fake.transformer(torch.tensor(7))
+    assert [(call.step, call.steps) for call in calls] == [(0, 3), (1, 3), (2, 3), (0, 1)]

@@ -4,28 +4,39 @@ import gc
 import weakref
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from modelopt_nb import (
     Comparison,
+    activation_ranges,
     classify,
     compare,
     denoising_loop,
+    fit_budget,
     generate,
+    layer_frame,
+    layer_groups,
     load_prompts,
     make_config,
     peak_memory,
     quantize,
     record_calls,
     replay_loop,
+    select,
+    sensitivity,
     weight_bytes,
+    weight_errors,
 )
 from modelopt_nb.lab.compare import runner
 from modelopt_nb.lab.compare.variants import COLUMNS
 from modelopt_nb.lab.pipelines.load import with_component
 from tests.conftest import ALL_TYPES
+from tests.lab.small_pipelines import stable_diffusion
 
+TAKEN = [column.name for column in COLUMNS]
 PROMPTS = ["a lemon on a blue background", "an owl on a red background"]
 
 
@@ -166,9 +177,14 @@ def test_what_does_not_agree_bit_for_bit_is_generated_packed(comparison, pipelin
     ("arguments", "error", "message"),
     [
         ({"prompts": []}, ValueError, r"prompts=\[\]"),
-        ({"prompts": "a fox"}, ValueError, "prompts='a fox'"),
+        ({"prompts": 3}, ValueError, "prompts=3 is not a list of prompts"),
         ({"prompts": [3]}, ValueError, r"prompts=\[3\]"),
-        ({"seeds": [1]}, ValueError, "seeds has 1 entries for 2 prompts"),
+        ({"seeds": [1]}, ValueError, r"seeds=\[1\] has 1 entries for 2 prompts"),
+        ({"seeds": 1.5}, ValueError, "seeds=1.5"),
+        ({"seeds": [1, 2.5]}, ValueError, r"seeds=\[1, 2.5\]"),
+        ({"steps": 2, "num_inference_steps": 2}, ValueError, "steps=2 and num_inference_steps=2 mean the same"),
+        ({"num_inference_steps": 0}, ValueError, "steps=0"),
+        ({"generator": None, "prompt": "a"}, ValueError, "generator, prompt cannot be passed on"),
         ({"variants": ["FP4"]}, ValueError, "quant_type='FP4'"),
         ({"variants": ["FP8_NVFP4"]}, ValueError, "quant_type='FP8_NVFP4' has activations .* on cpu: .*CUDA"),
         ({"variants": {"x": make_config("FP8", algorithm="awq_lite")}}, ValueError, "algorithm='awq_lite' needs"),
@@ -178,7 +194,8 @@ def test_what_does_not_agree_bit_for_bit_is_generated_packed(comparison, pipelin
         ({"variants": {"dense": "FP8"}}, ValueError, "'dense'"),
         ({"steps": 0}, ValueError, "steps=0"),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
-        ({"measures": {"SSIM": len}}, ValueError, "measures contains SSIM"),
+        *(({"measures": {name: len}}, ValueError, f"measures contains {name}") for name in ("variant", *TAKEN)),
+        ({"measures": {"mine": 3}}, TypeError, "measures={'mine': 3}"),
         ({"component": "unet"}, ValueError, "component='unet'"),
     ],
 )
@@ -248,3 +265,139 @@ def test_configs_by_name_calibrated_or_not(pipeline):
     frame = compare(pipeline, {"smooth": smooth, "FP8": "FP8"}, PROMPTS[:1], steps=2, progress=False).frame
     assert list(frame.index) == ["dense", "smooth", "FP8"]
     assert (frame["PSNR dB"].drop("dense") > 15).all()
+
+
+def test_a_pipeline_is_not_a_model(pipeline):
+    config = make_config("FP8")
+    for verb in (
+        layer_frame, select, layer_groups, lambda p: sensitivity(p, config, [None]), lambda p: weight_errors(p, config),
+        lambda p: fit_budget(p, [None], mib=1), lambda p: activation_ranges(p, [None]), lambda p: quantize(p, config),
+    ):  # fmt: skip
+        with pytest.raises(
+            TypeError, match="model is a SanaPipeline. Allowed: a model, such as a pipeline's transformer"
+        ):
+            verb(pipeline)
+
+
+def test_a_model_is_not_a_pipeline(pipeline):
+    for verb in (
+        lambda m: compare(m, ["FP8"], PROMPTS),
+        lambda m: generate(m, PROMPTS),
+        lambda m: denoising_loop(m, PROMPTS),
+    ):
+        with pytest.raises(TypeError, match="pipeline is a SanaTransformer2DModel. Allowed: the pipeline"):
+            verb(pipeline.transformer)
+    with pytest.raises(TypeError, match="pipeline is a SanaTransformer2DModel"), record_calls(pipeline.transformer):
+        pytest.fail("it recorded")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return stable_diffusion(DDIMScheduler())
+
+
+def small_compare(small, variants=("INT8", "FP8", "INT8 channel"), prompts=("cat", "dog"), **options) -> Comparison:
+    return compare(small, list(variants), prompts, steps=2, progress=False, **options)
+
+
+def images_of(monkeypatch, change) -> None:
+    """Let ``change(variant's index, images)`` replace the images that compare generates."""
+    runs = []
+
+    def generated(self):
+        runs.append(1)
+        return change(len(runs) - 1, generate_images(self))
+
+    generate_images = runner.Runner._generate
+    monkeypatch.setattr(runner.Runner, "_generate", generated)
+
+
+def test_a_variant_that_fails_is_named_and_the_others_are_kept(small, monkeypatch):
+    def broken(index, images):
+        if index == 1:
+            raise FloatingPointError("generated NaN for 'cat'")
+        return images
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(UserWarning, match="variant 'INT8' failed .*: FloatingPointError: gen"),
+    ):
+        images_of(patch, broken)
+        kept = small_compare(small)
+    assert list(kept.frame.index) == ["dense", "FP8", "INT8 channel"]
+    pd.testing.assert_series_equal(kept.frame["PSNR dB"], small_compare(small).frame["PSNR dB"].drop("INT8"))
+
+
+@pytest.mark.parametrize("wrong", [RuntimeError("out of memory"), None])
+def test_a_measure_that_fails_costs_its_variant_alone(small, wrong):
+    calls = []
+
+    def measure(image, reference, prompt):
+        calls.append(prompt)
+        if len(calls) == 5:
+            if wrong:
+                raise wrong
+            return None
+        return 1
+
+    with pytest.warns(
+        UserWarning, match=f"variant 'FP8' failed .*: {'RuntimeError: out of' if wrong else 'TypeError: '}"
+    ):
+        frame = small_compare(small, measures={"mine": measure}).frame
+    assert frame["mine"].to_dict() == {"dense": 1, "INT8": 1, "INT8 channel": 1}
+
+
+def test_an_image_with_nan_is_named(small, monkeypatch):
+    decode = small.vae.decode
+
+    def nan_in_second(latents, *args, **kwargs):
+        image = decode(latents, *args, **kwargs)[0]
+        image[1:] = float("nan")
+        return (image,)
+
+    monkeypatch.setattr(small.vae, "decode", nan_in_second)
+    with pytest.raises(FloatingPointError, match="generated NaN for 'dog'"):
+        generate(small, ["cat", "dog"], steps=1)
+
+
+def test_identical_images_are_counted_and_not_averaged(small, monkeypatch):
+    plain = small_compare(small)
+    assert "identical" not in plain.frame
+    dense = plain.images["dense"]
+    images_of(monkeypatch, lambda index, images: [images, [dense[0], images[1]], dense, images][index])
+    frame = small_compare(small).frame
+    assert frame["identical"].to_dict() == {"dense": 0, "INT8": 1, "FP8": 2, "INT8 channel": 0}
+    psnr = {v.name: v.psnr for v in plain.variants}
+    assert frame["PSNR dB"]["INT8"] == psnr["INT8"][1]
+    assert frame["PSNR dB"]["FP8"] == float("inf")
+    assert frame["PSNR dB"]["INT8 channel"] == pytest.approx(np.mean(psnr["INT8 channel"]))
+
+
+def test_black_images_are_named_and_not_perfect(small, monkeypatch):
+    images_of(monkeypatch, lambda index, images: [images[0], 0 * images[1]])
+    with pytest.warns(UserWarning) as caught:
+        comparison = small_compare(small, ["INT8"])
+    named = [text for w in caught if (text := str(w.message)).startswith("variant")]
+    assert [text.split(" is of one colour")[0] for text in named] == [
+        f"variant {name!r}: the image of 'dog'" for name in ("dense", "INT8")
+    ]
+    variant = comparison.variants[1]
+    assert np.isnan(variant.psnr[1]) and np.isnan(variant.ssim[1])
+    assert comparison.frame["PSNR dB"]["INT8"] == variant.psnr[0]
+    assert comparison.frame["SSIM"]["INT8"] == variant.ssim[0] < 1
+
+
+def test_an_interrupted_copy_leaves_the_model_on_its_device(small, monkeypatch):
+    monkeypatch.setattr(runner.copy, "deepcopy", lambda model: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.warns(UserWarning, match="interrupted: 1 of 2"):
+        assert list(small_compare(small, ["INT8"]).frame.index) == ["dense"]
+    assert {p.device.type for p in small.unet.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("component", ["vae", "unet"])
+def test_compare_inside_a_recording(small, component):
+    with record_calls(small, None, component=component) as calls:
+        inside = small_compare(small, ["INT8"], component=component)
+    assert calls
+    alone = small_compare(small, ["INT8"], component=component)
+    assert inside.frame["PSNR dB"]["INT8"] == alone.frame["PSNR dB"]["INT8"] < 80

@@ -1,11 +1,13 @@
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from modelopt_nb import generate
-from modelopt_nb.lab.pipelines.generate import cached_prompt_embeddings, native_size, uncached_prompt_embeddings
+from modelopt_nb.lab.pipelines.generate import cached_prompt_embeddings, native_size
 from modelopt_nb.lab.pipelines.load import with_component
 
 
@@ -74,8 +76,8 @@ def test_nan_is_refused(pipeline):
         ({"steps": 1001}, "steps=1001 is not allowed. Allowed: 1 to 1000"),
         ({"steps": 0}, "steps=0"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"prompts": "a lemon"}, "prompts='a lemon'"),
-        ({"seeds": [1, 2]}, "seeds has 2 entries for 1 prompts"),
+        ({"prompts": ()}, r"prompts=\(\)"),
+        ({"seeds": [1, 2]}, r"seeds=\[1, 2\] has 2 entries for 1 prompts"),
     ],
 )
 def test_wrong_arguments(pipeline, monkeypatch, arguments, message):
@@ -99,7 +101,53 @@ def test_prompts_are_encoded_once(pipeline, monkeypatch):
         assert encodings("a lemon") == 2  # the prompt and the empty one
         assert encodings("a lemon") == 0
         assert encodings("a pear") == 2
-        with uncached_prompt_embeddings(pipeline):
-            assert encodings("a lemon") == 2
-        assert encodings("a lemon") == 0
     assert "encode_prompt" not in vars(pipeline)
+
+
+def sized(name: str, cells: object) -> dict[str, int]:
+    """The native size of a pipeline of Diffusers whose model has ``cells``."""
+    pipeline = SimpleNamespace(
+        transformer=SimpleNamespace(config=SimpleNamespace(sample_size=cells)), vae_scale_factor=8
+    )
+    pipeline.__call__ = getattr(diffusers, name).__call__
+    return native_size(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "expected"),
+    [
+        ("SanaPipeline", 16, {"height": 128, "width": 128}),
+        ("SanaPipeline", None, {}),
+        ("SanaVideoPipeline", 30, {}),  # its own 480 x 832
+        ("AuraFlowPipeline", 64, {}),  # its own 1024
+        ("WanPipeline", 30, {}),
+        ("StableDiffusionPipeline", 64, {}),
+        ("PixArtSigmaPipeline", 64, {}),
+        ("FluxPipeline", 64, {}),
+    ],
+)
+def test_a_size_is_given_only_where_the_pipelines_own_is_not_the_models(name, cells, expected):
+    assert sized(name, cells) == expected
+
+
+def test_a_scheduler_whose_noise_has_no_seed_is_refused(pipeline):
+    config = SimpleNamespace(noise_sampler_seed=None, num_train_timesteps=1000)
+    scheduler = type("DPMSolverSDEScheduler", (), {"config": config})()
+    with with_component(pipeline, "scheduler", scheduler):
+        with pytest.raises(ValueError, match="DPMSolverSDEScheduler takes no generator.*noise_sampler_seed=0"):
+            generate(pipeline, ["a lemon"])
+        config.noise_sampler_seed = 0
+        with pytest.raises(ValueError, match="steps=0"):  # past that check
+            generate(pipeline, ["a lemon"], steps=0)
+
+
+@pytest.mark.parametrize("prompts", ["a", ["a"], ("a",), pd.Series(["a"], [7]), np.array(["a"]), np.array("a")])
+@pytest.mark.parametrize(
+    ("seeds", "steps"), [(np.int64(5), {"steps": np.int64(7)}), ((5,), {"num_inference_steps": 7})]
+)
+def test_what_people_pass(prompts, seeds, steps):
+    pipeline = VideoPipeline()
+    (video,) = generate(pipeline, prompts, seeds, **steps)
+    assert pipeline.calls == [(["a"], 7, "np")]
+    noise = torch.rand(3, 8, 8, 3, generator=torch.Generator().manual_seed(5)).numpy()
+    assert np.array_equal(video, (noise * 255).round().astype(np.uint8))

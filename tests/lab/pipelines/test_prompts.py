@@ -1,4 +1,7 @@
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from modelopt_nb import load_prompts
 from modelopt_nb.lab.pipelines.prompts import prompts_and_seeds
@@ -23,8 +26,30 @@ def test_wrong_arguments(arguments, message):
         load_prompts(*arguments)
 
 
-@pytest.mark.parametrize(("seeds", "expected"), [(None, [0, 1]), (5, [5, 6]), ([7, 3], [7, 3]), (range(4, 6), [4, 5])])
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        (None, [0, 1]),
+        (5, [5, 6]),
+        ([7, 3], [7, 3]),
+        (range(4, 6), [4, 5]),
+        (np.int64(5), [5, 6]),
+        ((7, 3), [7, 3]),
+        (np.array([7, 3]), [7, 3]),
+        (pd.Series([7, 3], [1, 0]), [7, 3]),
+        (torch.tensor([7, 3]), [7, 3]),
+        (iter([7, 3]), [7, 3]),
+    ],
+)
 def test_seeds(seeds, expected):
-    assert prompts_and_seeds(["a", "b"], seeds) == (["a", "b"], expected)
+    texts, found = prompts_and_seeds((text for text in "ab"), seeds)
+    assert (texts, found) == (["a", "b"], expected) and {type(number) for number in found} == {int}
     frame = load_prompts("show", 2)
-    assert prompts_and_seeds(frame.assign(seed=[8, 9]), seeds)[1] == (expected if seeds is not None else [8, 9])
+    assert hasattr(seeds, "__next__") or prompts_and_seeds(frame.assign(seed=[8, 9]), seeds)[1] == (
+        expected if seeds is not None else [8, 9]
+    )
+
+
+def test_a_frame_without_prompts():
+    with pytest.raises(ValueError, match="is not a list of prompts. Allowed: .* a frame of them"):
+        prompts_and_seeds(pd.DataFrame({"text": ["a"]}), None)

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from modelopt_nb import (
     Comparison,
@@ -164,3 +165,58 @@ def test_ranges_are_shares_of_each_layers_amax():
     left, right, _ = plot_ranges(ranges).axes
     assert shown(left).tolist() == [[0.5, 1.0], [1.0, 0.5]]
     assert [bar.get_width() for bar in right.patches] == [4.0, 1.0]
+
+
+PRICES = ["a $5 and $9 tag", r"$\frac"]
+
+
+def as_drawn(figure) -> list[str]:
+    """The texts of a figure that hold a dollar sign and are not parsed as formulas; draws it."""
+    figure.canvas.draw()
+    texts = [
+        text for text in figure.findobj(Text) if any(price in text.get_text().replace("\n", " ") for price in PRICES)
+    ]
+    assert not any(text.get_parse_math() for text in texts)
+    return [text.get_text().replace("\n", " ") for text in texts]
+
+
+def test_a_dollar_sign_is_drawn(comparison):
+    dense, other = comparison.variants
+    priced = dataclasses.replace(
+        comparison, prompts=PRICES, variants=[dense, dataclasses.replace(other, name=PRICES[1])]
+    )
+    assert len(as_drawn(plot_grid(priced))) == 3
+    assert len(as_drawn(plot_difference(priced, row=1))) == 2
+    assert as_drawn(plot_pictures({PRICES[0]: dense.images[0]})) == [PRICES[0]]
+    assert as_drawn(plot_quality(priced)) == [PRICES[1]]
+    assert sorted(as_drawn(plot_frontier(priced, {PRICES[0]: [PRICES[1]]}))) == sorted(PRICES)
+    errors = pd.DataFrame({PRICES[0]: [0.2, 0.1]})
+    assert as_drawn(plot_errors(errors, "INT4")) == [PRICES[0]]
+    frame = pd.DataFrame({"error alone": [0.3], "error per MiB saved": [2.0]}, index=PRICES[1:])
+    assert PRICES[1] in as_drawn(plot_sensitivity(frame))
+
+
+@pytest.mark.parametrize(("psnr", "mean", "drawn"), [([np.inf, 30.0], 30.0, True), ([np.inf, np.inf], np.inf, False),
+                                                     ([np.nan, np.nan], np.nan, False), ([np.nan, 30.0], 30.0, True)])  # fmt: skip
+def test_equal_images_do_not_hide_the_others(comparison, psnr, mean, drawn):
+    dense, other = comparison.variants
+    equal = dataclasses.replace(comparison, variants=[dense, dataclasses.replace(other, psnr=psnr)])
+    assert f"{mean:.1f} dB" in plot_grid(equal).axes[1].get_title()
+    for figure in (plot_quality(equal), plot_frontier(equal, {"family": ["INT4"]})):
+        figure.canvas.draw()
+        (ax,) = figure.axes
+        named = any("INT4 (not drawn" in text.get_text() for text in ax.get_legend().get_texts())
+        assert named != drawn
+        assert not drawn or mean in [float(y) for line in ax.lines for y in line.get_ydata()]
+
+
+def test_sensitivity_says_how_many_groups_it_shows():
+    frame = pd.DataFrame({"error alone": range(5), "error per MiB saved": range(5)}, index=list("abcde"))
+    assert plot_sensitivity(frame, rows=3).axes[0].get_ylabel() == "first 3 of 5 groups"
+    assert plot_sensitivity(frame).axes[0].get_ylabel() == ""
+
+
+def test_every_column_of_errors_is_drawn():
+    errors = pd.DataFrame(np.random.default_rng(0).random((3, 12)), columns=[f"scheme {i}" for i in range(12)])
+    (ax,) = plot_errors(errors, "INT4").axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(errors) and len(ax.lines) == 12

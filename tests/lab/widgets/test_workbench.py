@@ -150,3 +150,8 @@ def test_code_generates_the_same_image_without_the_widget(quick_calibration, wor
 
 def test_captions_show_the_numbers_that_the_workbench_adds():
     assert {OF_DENSE, CLASSIFIED} <= set(CAPTION)
+
+
+@pytest.mark.parametrize("prompts", ["a fox", ("a fox",), np.array(["a fox"])])
+def test_code_of_prompts_however_they_are_given(pipeline, prompts):
+    assert "generate(pipeline, ['a fox']" in CalibrationCalls(pipeline, "transformer", prompts).code("an owl")[1]

@@ -4,6 +4,7 @@ import importlib.util
 from typing import Any
 
 import modelopt.torch.quantization as mtq
+import torch
 from diffusers import ModelMixin
 from diffusers.quantizers import auto
 from torch import nn
@@ -44,7 +45,8 @@ class PackWhileLoading(Repair):
             quantizer.packer_class = packer_class
 
     def needed(self) -> bool:
-        model = nn.Sequential(nn.Linear(16, 16))
+        with torch.random.fork_rng([]):
+            model = nn.Sequential(nn.Linear(16, 16))
         entries = [{"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8}}]
         mtq.quantize(model, {"quant_cfg": entries, "algorithm": "max"})
         mtq.compress(model[0])

@@ -1,0 +1,83 @@
+"""One check for every verb of the laboratory: the process, the pipeline and the model are afterwards as before."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+
+from tests.lab.small_pipelines import stable_diffusion
+
+
+def state(pipeline: Any) -> dict[str, Any]:
+    """What a verb must leave alone, in the order in which a difference is best told."""
+    modules = {f"{part}.{name}": m for part, model in pipeline.components.items() if isinstance(model, nn.Module)
+               for name, m in model.named_modules()}  # fmt: skip
+    hooks = {name: {k: list(v) for k, v in vars(m).items() if k.endswith("_hooks")} for name, m in modules.items()}
+    return {
+        "streams": (sys.stdout, sys.stderr),
+        "filters": list(warnings.filters),
+        "RNG": torch.random.get_rng_state().tolist(),
+        "NumPy's RNG": repr(np.random.get_state()),  # noqa: NPY002
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "hooks": hooks,
+        "modules": {name: (id(m), type(m), m.training, sorted(vars(m))) for name, m in modules.items()},
+        "weights": {name: (p.data_ptr(), p._version, p.requires_grad) for name, p in parameters(modules)},
+        "pipeline": {name: repr(value) for name, value in vars(pipeline).items()},
+        "scheduler": {name: repr(value) for name, value in vars(pipeline.scheduler).items()},
+    }
+
+
+def parameters(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, module in modules.items():
+        yield from ((f"{name}.{key}", p) for key, p in module._parameters.items() if p is not None)
+
+
+@pytest.fixture(scope="session")
+def used() -> Any:
+    """A small pipeline that has generated before, so that its scheduler has a state to lose."""
+    pipeline = stable_diffusion(DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True, leave=False)
+    pipeline(["cat"], num_inference_steps=3, output_type="latent", generator=torch.Generator().manual_seed(0))
+    return pipeline
+
+
+@pytest.fixture
+def nothing_else_changes(used: Any) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """A block around a verb that yields the pipeline; anything that the block raises is expected."""
+
+    @contextlib.contextmanager
+    def block() -> Iterator[Any]:
+        before = state(used)
+        with contextlib.suppress(Exception, KeyboardInterrupt):
+            yield used
+        after = state(used)
+        for name, value in before.items():
+            assert after[name] == value, name
+
+    return block
+
+
+def interrupting(module: nn.Module, call: int, error: type[BaseException]) -> contextlib.ExitStack:
+    """Raise ``error`` at the given call of ``module`` or of a copy of it."""
+    count = [0]
+
+    def hook(*_: Any) -> None:
+        count[0] += 1
+        if count[0] == call:
+            raise error("on purpose")
+
+    stack = contextlib.ExitStack()
+    stack.callback(module.register_forward_pre_hook(hook).remove)
+    return stack

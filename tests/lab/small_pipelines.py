@@ -1,0 +1,152 @@
+"""Small random pipelines of Diffusers' classes whose schedulers, calls or images are unlike the embedded one's."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+
+def _words() -> transformers.PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "cat": 3, "dog": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128
+    )
+
+
+def _t5() -> transformers.T5EncoderModel:
+    config = transformers.T5Config(vocab_size=1000, d_model=32, d_ff=64, num_layers=1, num_heads=4, d_kv=8)
+    return transformers.T5EncoderModel(config).eval()
+
+
+def _vae(channels: int = 4, **options: float) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(32, 64), in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, norm_num_groups=8, **options,
+    ).eval()  # fmt: skip
+
+
+def stable_diffusion(scheduler: Any = None) -> Any:
+    """Stable Diffusion; by default with PNDM and its prk steps, which needs four steps."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder, characters = Path(name), [chr(i) for i in range(33, 127)]
+        tokens = ["<|startoftext|>", "!", "<|endoftext|>", *(c + end for c in characters for end in ("", "</w>"))]
+        (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(tokens))}))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        tokenizer = CLIPTokenizer(f"{folder}/vocab.json", f"{folder}/merges.txt", model_max_length=77)
+    config = transformers.CLIPTextConfig(
+        bos_token_id=0, eos_token_id=2, hidden_size=32, intermediate_size=37, num_attention_heads=4,
+        num_hidden_layers=1, pad_token_id=1, vocab_size=1000,
+    )  # fmt: skip
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32, norm_num_groups=8, attention_head_dim=4,
+    ).eval()  # fmt: skip
+    return diffusers.StableDiffusionPipeline(
+        vae=_vae(), text_encoder=transformers.CLIPTextModel(config).eval(), tokenizer=tokenizer, unet=unet,
+        scheduler=scheduler or diffusers.PNDMScheduler(skip_prk_steps=False), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def ltx() -> Any:
+    """LTX-Video, whose scheduler's shift divides 0 by 0 in one step."""
+    torch.manual_seed(0)
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4, attention_head_dim=8,
+        cross_attention_dim=32, num_layers=1, caption_channels=32,
+    ).eval()  # fmt: skip
+    vae = diffusers.AutoencoderKLLTXVideo(
+        in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4, layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5, upsample_residual=(False,) * 4, upsample_factor=(1,) * 4,
+        timestep_conditioning=False, patch_size=1, patch_size_t=1, encoder_causal=True, decoder_causal=False,
+    ).eval()  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )  # fmt: skip
+    return diffusers.LTXPipeline(
+        transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=_t5(), tokenizer=_words()
+    )
+
+
+def pixart() -> Any:
+    """PixArt Sigma, which swallows ``callback_on_step_end``."""
+    torch.manual_seed(0)
+    transformer = diffusers.PixArtTransformer2DModel(
+        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
+        in_channels=4, cross_attention_dim=24, out_channels=8, norm_type="ada_norm_single",
+        norm_elementwise_affine=False, norm_eps=1e-6,
+    ).eval()  # fmt: skip
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=_words(), text_encoder=_t5(), vae=_vae(), transformer=transformer,
+        scheduler=diffusers.DDIMScheduler(),
+    )  # fmt: skip
+
+
+def deepfloyd() -> Any:
+    """DeepFloyd IF, which has no ``callback_on_step_end``."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16, layers_per_block=1, block_out_channels=[32, 64], cross_attention_dim=32, encoder_hid_dim=32,
+        down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"], attention_head_dim=8,
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", in_channels=3, out_channels=6, act_fn="gelu",
+        up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"], addition_embed_type="text",
+        addition_embed_type_num_heads=2, cross_attention_norm="group_norm", resnet_time_scale_shift="scale_shift",
+    ).eval()  # fmt: skip
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.0,
+        variance_type="learned_range",
+    )  # fmt: skip
+    return diffusers.IFPipeline(
+        tokenizer=_words(), text_encoder=_t5(), unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, watermarker=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def z_image() -> Any:
+    """Z-Image, whose transformer takes and returns lists of tensors, and has names such as all_x_embedder.2-1."""
+    torch.manual_seed(0)
+    transformer = diffusers.ZImageTransformer2DModel(
+        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2,
+        n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+        transformer.x_pad_token.fill_(1)
+        transformer.cap_pad_token.fill_(1)
+    config = transformers.Qwen3Config(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=1000, max_position_embeddings=512, head_dim=8,
+    )  # fmt: skip
+    tokenizer = _words()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    return diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=_vae(16, shift_factor=0.1), tokenizer=tokenizer,
+        text_encoder=transformers.Qwen3Model(config).eval(), transformer=transformer,
+    )  # fmt: skip
+
+
+#: Pipelines, the steps to run them with, and further arguments of their calls.
+SMALL = {
+    "PNDM": (stable_diffusion, 4, {}),
+    "LTX": (ltx, 3, {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16}),
+    "PixArt": (pixart, 3, {"height": 16, "width": 16, "use_resolution_binning": False, "clean_caption": False,
+                           "max_sequence_length": 8}),
+    "IF": (deepfloyd, 2, {"height": 16, "width": 16, "clean_caption": False}),
+    "Z-Image": (z_image, 3, {"height": 32, "width": 32, "guidance_scale": 3.0, "max_sequence_length": 16}),
+}  # fmt: skip
