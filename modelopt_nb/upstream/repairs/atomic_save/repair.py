@@ -115,15 +115,15 @@ def _check_described(name: str, model: Any) -> None:
 def _whole(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
-        names = ("pretrained_model_name_or_path", "pretrained_model_or_path")
-        source = args[0] if args else next((kwargs[name] for name in names if kwargs.get(name)), None)
+        names = "pretrained_model_name_or_path", "pretrained_model_or_path"
+        source = next((x for x in (*args[:1], *map(kwargs.get, names)) if x is not None), None)
         hub = {n: kwargs[n] for n in ("token", "local_files_only") if kwargs.get(n) is not None}
         token = HUB.set({**(HUB.get() or {}), **hub})
         try:
-            if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
-                folder = Path(source, kwargs.get("subfolder") or "")
-                return load_whole(folder, lambda: original(cls, *args, **kwargs))
-            return original(cls, *args, **kwargs)
+            if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
+                return original(cls, *args, **kwargs)
+            folder = Path(source, kwargs.get("subfolder") or "")
+            return load_whole(folder, lambda: original(cls, *args, **kwargs))
         finally:
             HUB.reset(token)
 
