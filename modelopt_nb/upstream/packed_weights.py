@@ -103,9 +103,8 @@ def read_packed(layer: nn.Module) -> torch.Tensor:
 def round_weight(weight: torch.Tensor, cfg: Mapping[str, Any]) -> torch.Tensor:
     """Return ``weight``, of a linear layer or a convolution, as packing by ModelOpt's quantizer ``cfg`` rounds it."""
     one = (1,) * (weight.ndim - 2)
-    layer = (
-        getattr(nn, f"Conv{len(one)}d")(1, 1, one, bias=False, device="meta") if one else nn.Linear(1, 1, False, "meta")
-    )
+    kind = f"Conv{len(one)}d" if one else "Linear"
+    layer = getattr(nn, kind)(1, 1, *filter(None, [one]), bias=False, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone())
     model = nn.Sequential(layer)
     entries = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": dict(cfg)}]
