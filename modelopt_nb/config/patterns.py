@@ -30,10 +30,7 @@ def matches(pattern: str, layer: str, modules: Container[str]) -> bool:
 def matching_layers(
     model: object, argument: str, pattern: str, layers: Iterable[str], modules: Container[str], lenient: bool = False
 ) -> list[str]:
-    """List the ``layers`` that ``pattern`` matches.
-
-    If none, raises ValueError, naming ``argument`` and ``model``; with ``lenient`` warns.
-    """
+    """List the ``layers`` that ``pattern`` matches. If none, raises ValueError, or warns if ``lenient``."""
     layers = list(layers)
     if found := [layer for layer in layers if matches(pattern, layer, modules)]:
         return found

@@ -35,8 +35,8 @@ class WeightLayout:
         format = attributes.get("num_bits", 8), blocks.get("scale_bits")
         types = [t for t in QUANT_TYPES.values() if (t.num_bits, t.scale_bits) == format]
         if not types or len(axes) > 1:
-            what = "several quantizers" if isinstance(cfg, list) else f"blocks along {len(axes)} axes"
-            what = what if len(axes) > 1 or isinstance(cfg, list) else "another format"
+            what = f"blocks along {len(axes)} axes" if len(axes) > 1 else "another format"
+            what = "several quantizers" if isinstance(cfg, list) else what
             wrong = f"modelopt_config has the weight quantizer {cfg!r}: {what}, which cannot be packed here"
             raise ValueError(f"{wrong}. Allowed: the formats of {', '.join(QUANT_TYPES)}, with blocks along one axis")
         block, block_axis = (blocks[axes[0]], axes[0]) if axes else (None, -1)

@@ -45,11 +45,9 @@ def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
 
 def _is_static(entry: Mapping[str, Any]) -> bool:
     """Return whether a ``quant_cfg`` entry gives inputs a scale that calibration finds."""
-    cfgs = entry.get("cfg") if entry["quantizer_name"].endswith("input_quantizer") else None
-    return any(
-        "dynamic" not in (cfg.get("type"), (cfg.get("block_sizes") or {}).get("type"))
-        for cfg in (cfgs if isinstance(cfgs, list) else [cfgs] if cfgs else [])
-    )
+    if not entry["quantizer_name"].endswith("input_quantizer") or not isinstance(cfg := entry.get("cfg"), Mapping):
+        return False
+    return "dynamic" not in (cfg.get("type"), (cfg.get("block_sizes") or {}).get("type"))
 
 
 def needs_only_amax(config: ModelOptConfig, plan: Plan) -> bool:

@@ -13,10 +13,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: name, class (``kind``), its weight, and the names in ``torch.nn`` of its ``classes``.
-
-    ``shared_with`` names another module with the same weight, or is ""; the first of such layers has the bytes.
-    """
+    """One layer: name, class (``kind``), its weight, and the names in ``torch.nn`` of its ``classes``."""
 
     name: str
     kind: str
@@ -27,7 +24,7 @@ class LayerRow:
     is_convolution: bool
     is_pointwise: bool
     is_packed: bool
-    shared_with: str
+    shared_with: str  # another module with the same weight, or ""; the first of such layers has the bytes
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,7 @@ def algorithm_dict(algorithm: str | Mapping[str, Any], arguments: Mapping[str, A
 
 
 def insert_quantizers(model: nn.Module, entries: list[dict[str, Any]], algorithm: dict[str, Any]) -> None:
-    """Replace the layers of ``model`` by quantized ones, without calibration. Weights may be on the meta device.
-
-    Layers of which nothing is quantized keep their class; packing adds what ModelOpt would record of them (PLAIN).
-    """
+    """Replace layers of ``model`` by quantized ones; those that stay dense keep their class. Weights may be on meta."""
     before = {name: (module, type(module), set(vars(module))) for name, module in model.named_modules()}
     with quiet():
         mto.apply_mode(model, mode=[("quantize", {"quant_cfg": entries, "algorithm": algorithm})])
