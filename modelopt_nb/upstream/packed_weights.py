@@ -100,7 +100,7 @@ def read_packed(layer: nn.Module) -> torch.Tensor:
 def round_weight(weight: torch.Tensor, cfg: Mapping[str, Any]) -> torch.Tensor:
     """Return ``weight``, of a linear layer or a convolution, as packing by ModelOpt's quantizer ``cfg`` rounds it."""
     one = (1,) * (weight.ndim - 2)
-    with torch.device("meta"):  # draws no random numbers
+    with torch.device("meta"):  # takes no random numbers
         layer = getattr(nn, f"Conv{len(one)}d")(1, 1, one, bias=False) if one else nn.Linear(1, 1, bias=False)
     layer.weight = nn.Parameter(weight.detach().clone())
     model = nn.Sequential(layer)
