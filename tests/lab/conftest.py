@@ -18,7 +18,7 @@ from tests.lab.small_pipelines import stable_diffusion
 
 
 def state(pipeline: Any) -> dict[str, Any]:
-    """What a verb must leave alone, in the order in which a difference is best told."""
+    """What a verb must leave alone, in the order in which a difference is best reported."""
     modules = {f"{part}.{name}": m for part, model in pipeline.components.items() if isinstance(model, nn.Module)
                for name, m in model.named_modules()}  # fmt: skip
     hooks = {name: {k: list(v) for k, v in vars(m).items() if k.endswith("_hooks")} for name, m in modules.items()}

@@ -22,7 +22,7 @@ from tests.lab.conftest import interrupting
 CALL = {"steps": 2}
 
 
-def recorded(pipeline, **options) -> list:
+def calls_of(pipeline, **options) -> list:
     with record_calls(pipeline, **options) as calls:
         generate(pipeline, ["cat", "dog"], **CALL, decode=options.get("component") == "vae")
     return calls
@@ -33,15 +33,15 @@ VERBS = {
     "compare": lambda p: compare(p, ["INT8", "NF4"], ["cat", "dog"], **CALL, progress=False),
     "compare the VAE": lambda p: compare(p, ["FP8"], ["cat"], **CALL, component="vae", progress=False),
     "compare the text encoder": lambda p: compare(p, ["FP8"], ["cat"], **CALL, component="text_encoder"),
-    "record_calls": recorded,
-    "record_calls of the VAE": lambda p: recorded(p, component="vae"),
+    "record_calls": calls_of,
+    "record_calls of the VAE": lambda p: calls_of(p, component="vae"),
     "denoising_loop": lambda p: denoising_loop(p, ["cat"], **CALL)(p.unet),
-    "sensitivity": lambda p: sensitivity(p.unet, make_config("INT8"), recorded(p), "kind", without=True),
-    "fit_budget": lambda p: fit_budget(p.unet, recorded(p), bits_per_weight=10, candidates=["INT8", "dense"]),
+    "sensitivity": lambda p: sensitivity(p.unet, make_config("INT8"), calls_of(p), "kind", without=True),
+    "fit_budget": lambda p: fit_budget(p.unet, calls_of(p), bits_per_weight=10, candidates=["INT8", "dense"]),
     "fit_budget by gradients": lambda p: fit_budget(
-        p.unet, recorded(p), bits_per_weight=20, candidates=["INT8", "dense"], method="auto_quantize", progress=False
+        p.unet, calls_of(p), bits_per_weight=20, candidates=["INT8", "dense"], method="auto_quantize", progress=False
     ),
-    "activation_ranges": lambda p: activation_ranges(p.unet, recorded(p)),
+    "activation_ranges": lambda p: activation_ranges(p.unet, calls_of(p)),
     "weight_errors": lambda p: weight_errors(p.unet, make_config("NF4")),
     "layer_frame": lambda p: layer_frame(p.unet, make_config("NF4")),
     "check_scheme": lambda p: [check_scheme("INT4", algorithm=a) for a in ("max", "awq_lite", "svdquant")],

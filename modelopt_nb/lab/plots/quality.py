@@ -12,7 +12,7 @@ from modelopt_nb.lab.compare.results import Comparison
 from modelopt_nb.lab.plots.style import FALLBACK, PLAIN, STYLE, plain_legend, single_axes, variant_style
 from modelopt_nb.lab.quality.statistics import finite_mean
 
-NOT_DRAWN = " (not drawn: no finite PSNR)"
+NOT_SHOWN = " (not shown: no finite PSNR)"
 
 
 def plot_quality(comparison: Comparison) -> Figure:
@@ -25,7 +25,7 @@ def plot_quality(comparison: Comparison) -> Figure:
         finite = [x for x in variant.psnr if math.isfinite(x)]
         mean, mib, known = finite_mean(finite), variant.weights.mib, finite or [math.nan]
         spread = [[mean - min(known)], [max(known) - mean]]
-        label = variant.name if finite else f"{variant.name}{NOT_DRAWN}"
+        label = variant.name if finite else f"{variant.name}{NOT_SHOWN}"
         ax.errorbar(mib, mean, spread, color=colour, marker=marker, markersize=7, capsize=3, label=label)
     ax.set_title("Quality against bytes: mean, worst and best prompt", fontsize=10)
     ax.set_xlim(left=0)
@@ -44,7 +44,7 @@ def plot_frontier(comparison: Comparison, families: Mapping[str, Sequence[str]])
     for (family, names), (colour, marker) in zip(families.items(), styles, strict=False):
         points = frame.loc[list(names), ["weights MiB", "PSNR dB"]].sort_values("weights MiB")
         hidden = points.index[~np.isfinite(points["PSNR dB"])]
-        points, family = points.drop(hidden), "; ".join([family, *(f"{name}{NOT_DRAWN}" for name in hidden)])
+        points, family = points.drop(hidden), "; ".join([family, *(f"{name}{NOT_SHOWN}" for name in hidden)])
         x, y = points["weights MiB"], points["PSNR dB"]
         ax.plot(x, y, marker, linestyle="--", linewidth=0.8, color=colour, label=family)
         for name, point in zip(points.index, points.to_numpy(), strict=True):
