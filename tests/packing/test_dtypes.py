@@ -135,11 +135,11 @@ def test_layers_of_two_dtypes(quant_type, transformer, tmp_path):
     attention = model.transformer_blocks[0].attn2
     attention.to_k.float(), attention.to_v.float(), model.time_embed.float()
     quantize(model, make_config(quant_type, modules_to_not_convert="time_embed"))
-    model.save_pretrained(tmp_path / "mixed")
-    config = json.loads((tmp_path / "mixed" / "config.json").read_text())["quantization_config"]
+    model.save_pretrained(tmp_path / "both")
+    config = json.loads((tmp_path / "both" / "config.json").read_text())["quantization_config"]
     assert config["packed_dtype"]["transformer_blocks.0.attn2.to_k"] == "float32"
     assert config["packed_dtype"]["transformer_blocks.0.attn2.to_q"] == "bfloat16"
-    again = AutoModel.from_pretrained(str(tmp_path / "mixed"))
+    again = AutoModel.from_pretrained(str(tmp_path / "both"))
     weights, restored = read(model), read(again)
     assert {n: w.dtype for n, w in weights.items()} == {n: w.dtype for n, w in restored.items()}
     assert all(torch.equal(weight, restored[name]) for name, weight in weights.items())
@@ -147,7 +147,7 @@ def test_layers_of_two_dtypes(quant_type, transformer, tmp_path):
         (n, p.dtype, p.requires_grad) for n, p in again.named_parameters()
     ]
     assert weight_bytes(again) == weight_bytes(model)
-    whole = AutoModel.from_pretrained(str(tmp_path / "mixed"), torch_dtype=torch.float32)
+    whole = AutoModel.from_pretrained(str(tmp_path / "both"), torch_dtype=torch.float32)
     assert {w.dtype for w in read(whole).values()} == {whole.time_embed.linear.weight.dtype} == {torch.float32}
 
 
