@@ -13,4 +13,7 @@ def test_a_configuration_is_checked_before_any_work(transformer):
         check_config(transformer, make_config("INT4", algorithm="awq_lite"))
     with pytest.raises(ValueError, match=r"quant_type='NVFP4_NVFP4' has activations that cannot be rounded on cpu: "):
         check_config(transformer, make_config("NVFP4_NVFP4"))
-    check_config(transformer, make_config("NVFP4_INT8"))
+    with pytest.raises(ValueError, match="static activation scales need a forward_loop"):
+        check_config(transformer, make_config("NVFP4_INT8"))
+    check_config(transformer, make_config("NVFP4_INT8", forward_loop=print))
+    check_config(transformer, make_config("NVFP4_INT8", activation_scale="dynamic tensor"))
