@@ -174,9 +174,8 @@ PRICES = ["a $5 and $9 tag", r"$\frac"]
 def as_shown(figure) -> list[str]:
     """The texts of a figure that hold a dollar sign and are not parsed as formulas."""
     figure.savefig(os.devnull, format="png")
-    texts = [
-        text for text in figure.findobj(Text) if any(price in text.get_text().replace("\n", " ") for price in PRICES)
-    ]
+    visible = [text for text in figure.findobj(Text) if text.get_visible()]
+    texts = [text for text in visible if any(price in text.get_text().replace("\n", " ") for price in PRICES)]
     assert not any(text.get_parse_math() for text in texts)
     return [text.get_text().replace("\n", " ") for text in texts]
 
