@@ -1,7 +1,9 @@
 """Saving touches no file that is not the checkpoint's."""
 
+import ctypes
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,37 @@ def test_no_other_file_changes(kind, tmp_path):
         assert tree(elsewhere) == outside
     assert folder.stat().st_ino == inode  # a mount point or working directory cannot be replaced
     assert not [name for name in after if ".modelopt_nb." in name]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to mount in a namespace of its own")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_saving_into_a_mount_point(transformer, inputs, tmp_path):
+    """A folder that is a mount point cannot be renamed: only its files are replaced."""
+    models = [transformer, build("Sana")[0]]
+    for model, scheme in zip(models, ("FP8", "INT8"), strict=True):
+        quantize(model, make_config(scheme))
+    outputs = [run(model, inputs) for model in models]
+    child = os.fork()
+    if child == 0:
+        status = 1  # an error
+        try:
+            private = ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS: no other process sees the mount
+            mounts = ["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+            if not private or any(subprocess.run(mount, capture_output=True).returncode for mount in mounts):
+                os._exit(77)
+            (tmp_path / "mine.safetensors").write_text("mine")
+            for model, output in zip(models, outputs, strict=True):
+                model.save_pretrained(tmp_path)
+                assert tmp_path.is_mount()
+                assert torch.equal(run(AutoModel.from_pretrained(str(tmp_path)), inputs), output)
+                assert (tmp_path / "mine.safetensors").read_text() == "mine"
+            status = 0
+        finally:
+            os._exit(status)
+    if (status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) == 77:
+        pytest.skip("mounting is not allowed here: needs root and Linux")
+    assert status == 0
+    assert not any(tmp_path.iterdir())
 
 
 def test_stale_shards_are_removed(transformer, inputs, tmp_path):
