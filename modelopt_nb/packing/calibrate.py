@@ -9,7 +9,7 @@ from torch import nn
 from modelopt_nb.config.config import ModelOptConfig
 from modelopt_nb.config.quant_types import split_quant_type
 from modelopt_nb.packing.input_amax import run_forward_loop
-from modelopt_nb.packing.plan import Plan
+from modelopt_nb.packing.plan import Plan, check_config
 from modelopt_nb.upstream.quantizers import collect_amax, has_channel_scales, run_calibration
 
 ForwardLoop = Callable[[nn.Module], None]
@@ -21,6 +21,9 @@ NEED_LOOP = (*SCALE_CHANNELS, "awq_clip", "awq_full", "gptq", "local_hessian")
 
 def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
     """Raise ValueError if ``config`` needs a forward loop and there is none, or its algorithm other types or scales."""
+    check_config(config)
+    if loop is not None and not callable(loop):
+        raise TypeError(f"forward_loop={loop!r} cannot be called with a model. Allowed: a function, or None")
     method, inputs, weights = config.algorithm["method"], config.input_cfg, split_quant_type(config.quant_type)[0].name
     if loop is None and method in NEED_LOOP:
         raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
