@@ -79,7 +79,7 @@ def quantize(
         calibrate(model, config, planned, loop, amax)
         finish_packing(model)
         report = Report.measure(model, config, planned)
-    _attach(model, config, report)
+        _attach(model, config, report)
     return report
 
 
@@ -92,5 +92,5 @@ def _attach(model: Any, config: ModelOptConfig, report: Report) -> None:
             config.packed_dtype, config.forward_loop = packed_dtype(model), None
             if hasattr(model, "register_to_config"):
                 model.register_to_config(quantization_config=config)
-            else:
+            elif hasattr(model, "config"):  # a MultiControlNetModel has none
                 model.config.quantization_config = config

@@ -146,7 +146,7 @@ MODELS += [
     (f"{verb}(no layers)", lambda w, c=call: c(nn.LayerNorm(4), w), "model=LayerNorm has nothing to quantize. Needed")
     for verb, call in DENSE_ONLY.items()
 ]
-META = {name: MODEL_VERBS[name] for name in ("quantize", "weight_errors", "activation_ranges", "sensitivity", "export")}
+META = {name: MODEL_VERBS[name] for name in ("quantize", "weight_errors", "activation_ranges", "sensitivity", "fit_budget", "export")}  # fmt: skip
 MODELS += [
     (f"{verb}(meta)", lambda w, c=call: c(w.meta, w), "model=Sequential .*meta device.*weights")
     for verb, call in META.items()

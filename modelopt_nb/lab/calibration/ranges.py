@@ -18,8 +18,8 @@ def activation_ranges(model: nn.Module, calls: Sequence[ModelCall]) -> pd.DataFr
     Raises:
         FloatingPointError: NaN or infinity in the model.
     """
-    check_calls(calls)
     describe_layers(model, with_weights=True)
+    check_calls(calls)
     layers = layer_frame(model).index
     frame = pd.DataFrame(index=pd.Index(layers, name="layer"), dtype=float)
     for step in sorted({call.step for call in calls}):

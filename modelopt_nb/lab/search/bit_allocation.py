@@ -79,7 +79,7 @@ def fit_budget(
 
     Source: the problem is that of Qua2SeDiMo (arXiv 2412.14628); HiGHS through ``scipy.optimize.milp`` solves it.
     """
-    describe_layers(model)
+    describe_layers(model, with_weights=errors is None)
     if errors is None:
         check_calls(calls)
     configs = _candidate_configs(candidates, pointwise_as_linear, method)

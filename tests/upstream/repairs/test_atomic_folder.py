@@ -183,7 +183,7 @@ def test_two_processes_save_while_a_third_loads(tmp_path):
     def save(model, size):
         while True:
             model.save_pretrained(folder, max_shard_size=size)
-            time.sleep(0.2)  # several loads a save
+            time.sleep(0.25)  # several loads a save
 
     children = [fork(lambda m=m, s=s: save(m, s)) for m, s in zip(models, ("10KB", "10GB"), strict=True)]
     try:
