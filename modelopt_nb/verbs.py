@@ -15,7 +15,7 @@ from modelopt_nb.packing.packer import Packer
 from modelopt_nb.packing.plan import plan
 from modelopt_nb.packing.report import Report
 from modelopt_nb.upstream import repairs
-from modelopt_nb.upstream.layers import make_linear
+from modelopt_nb.upstream.layers import describe_layers, make_linear
 from modelopt_nb.upstream.packed_weights import finish_packing, packed_dtype
 from modelopt_nb.upstream.quantizers import insert_quantizers
 from modelopt_nb.upstream.quiet import quiet
@@ -68,7 +68,7 @@ def quantize(
         ValueError, FloatingPointError: A forward loop that misses layers or meets NaN. Any error restores the model.
     """
     enable()
-    planned, loop = plan(model, config), forward_loop or config.forward_loop
+    planned, loop = plan(describe_layers(model, with_weights=True), config), forward_loop or config.forward_loop
     check_algorithm(config, loop)
     with rollback_on_error(model, in_place=config.algorithm["method"] in SCALE_CHANNELS):
         for name in planned.pointwise:
@@ -79,7 +79,7 @@ def quantize(
         calibrate(model, config, planned, loop, amax)
         finish_packing(model)
         report = Report.measure(model, config, planned)
-    _attach(model, config, report)
+        _attach(model, config, report)
     return report
 
 
@@ -92,5 +92,5 @@ def _attach(model: Any, config: ModelOptConfig, report: Report) -> None:
             config.packed_dtype, config.forward_loop = packed_dtype(model), None
             if hasattr(model, "register_to_config"):
                 model.register_to_config(quantization_config=config)
-            else:
+            elif hasattr(model, "config"):  # a MultiControlNetModel has none
                 model.config.quantization_config = config

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from diffusers import NVIDIAModelOptConfig
+from diffusers import ControlNetModel, NVIDIAModelOptConfig
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from modelopt_nb import dequantized, enable, make_config, quantize, repair_states, weight_bytes
 from modelopt_nb.upstream.layers import has_packed_layers
@@ -73,3 +74,19 @@ def test_repair_states_are_words():
     enable()
     states = repair_states()
     assert "nf4-read-back" in states and set(states.values()) <= {"on", "steps aside, upstream works"}
+
+
+def test_a_model_without_a_config_packs_and_what_fails_at_the_end_is_undone(monkeypatch):
+    """Diffusers' MultiControlNetModel is a ModelMixin without a config: it stayed packed after an AttributeError."""
+    net = ControlNetModel(
+        block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=8, norm_num_groups=4, attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(8, 8),
+    )  # fmt: skip
+    model = MultiControlNetModel([net])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with monkeypatch.context() as patch:
+        patch.setattr("modelopt_nb.verbs._attach", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            quantize(model, make_config("INT8"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert quantize(model, make_config("INT8")).packed

@@ -83,6 +83,15 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         if weight_only and activations is not None:
             named = f"quant_type={quant_type!r}, which names an activation type"
             raise ValueError(f"weight_only=True contradicts {named}. Allowed: False or None")
+        for name, value in {"per_layer": per_layer, "modelopt_config": modelopt_config}.items():
+            if value is not None and not isinstance(value, Mapping):
+                raise TypeError(f"{name}={value!r} is not a configuration. Allowed: a dict, or None")
+        if modelopt_config and not modelopt_config.keys() & {"quant_cfg", "algorithm"}:
+            raise ValueError(f"modelopt_config={modelopt_config!r} is not ModelOpt's. Allowed: quant_cfg and algorithm")
+        flags = {"weight_only": weight_only, "disable_conv_quantization": disable_conv_quantization}
+        for name, value in (flags | {"pointwise_as_linear": pointwise_as_linear}).items():
+            if value not in (True, False, None):
+                raise TypeError(f"{name}={value!r} is not a truth value. Allowed: True, False or None")
         if forward_loop is not None and not callable(forward_loop):
             raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
         if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:

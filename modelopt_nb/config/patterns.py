@@ -8,6 +8,8 @@ from collections.abc import Container, Iterable
 
 def as_patterns(argument: str, value: str | Iterable[str] | None) -> list[str]:
     """Return names or patterns as a new list. Raises ValueError, naming ``argument``, if one is empty or no string."""
+    if value is not None and not isinstance(value, Iterable):
+        raise TypeError(f"{argument}={value!r} is not a list. Allowed: module names or patterns, as strings")
     patterns = [] if value is None else [value] if isinstance(value, str) else list(value)
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.strip():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from modelopt_nb import ModelOptConfig, atomic_folder, enable, export_quantized, plan
+from modelopt_nb import ModelOptConfig, atomic_folder, check_algorithm, describe_layers, enable, export_quantized, plan
 
 
 def export(
@@ -28,11 +28,12 @@ def export(
 
     Source: ``modelopt.torch.export.export_hf_checkpoint``.
     """
-    planned = plan(model, config)
+    planned, loop = plan(describe_layers(model, with_weights=True), config), forward_loop or config.forward_loop
+    check_algorithm(config, loop)
     for layout in planned.layouts.values():
         if not layout.type.exportable or (layout.block is not None) != layout.type.needs_block:
             wrong = f"config={config.quant_type!r}, block_quantize={config.block_quantize}: ModelOpt cannot export it"
             raise ValueError(f"{wrong}. Allowed: FP8 and INT8 per tensor or channel, INT4, NVFP4")
     enable()
     with atomic_folder(folder) as new:
-        export_quantized(model, planned.entries, config.algorithm, forward_loop or config.forward_loop, new)
+        export_quantized(model, planned.entries, config.algorithm, loop, new)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from modelopt_nb.upstream.layers import check_model
+
 MIB = 2**20
 
 
@@ -53,6 +55,7 @@ def stored_dtype(tensor: torch.Tensor) -> str:
 
 def weight_bytes(model: nn.Module) -> WeightBytes:
     """Count the bytes of ``model``'s parameters and buffers by dtype. Shared tensors count once."""
+    check_model(model)
     parameters = {id(p): p for p in model.parameters()}
     by_dtype: Counter[str] = Counter()
     for tensor in (parameters | {id(b): b for b in model.buffers()}).values():

@@ -9,7 +9,7 @@ from torch import nn
 from modelopt_nb.config.config import ModelOptConfig
 from modelopt_nb.config.quant_types import split_quant_type
 from modelopt_nb.packing.input_amax import run_forward_loop
-from modelopt_nb.packing.plan import Plan
+from modelopt_nb.packing.plan import Plan, check_config
 from modelopt_nb.upstream.quantizers import collect_amax, has_channel_scales, run_calibration
 
 ForwardLoop = Callable[[nn.Module], None]
@@ -21,9 +21,13 @@ NEED_LOOP = (*SCALE_CHANNELS, "awq_clip", "awq_full", "gptq", "local_hessian")
 
 def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
     """Raise ValueError if ``config`` needs a forward loop and there is none, or its algorithm other types or scales."""
+    check_config(config)
+    if loop is not None and not callable(loop):
+        raise TypeError(f"forward_loop={loop!r} cannot be called with a model. Allowed: a function, or None")
     method, inputs, weights = config.algorithm["method"], config.input_cfg, split_quant_type(config.quant_type)[0].name
+    wrong = f"algorithm={method!r}"
     if loop is None and method in NEED_LOOP:
-        raise ValueError(f"algorithm={method!r} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
+        raise ValueError(f"{wrong} needs a forward_loop, such as denoising_loop(pipeline, prompts)")
     entries = (e for c in (config, *map(ModelOptConfig, config.per_layer)) for e in c.modelopt_config["quant_cfg"])
     if loop is None and any(map(_is_static, entries)):
         needed = "static activation scales need a forward_loop to find them, such as denoising_loop(pipeline, prompts)"
@@ -31,14 +35,12 @@ def check_algorithm(config: ModelOptConfig, loop: ForwardLoop | None) -> None:
     if method == "smoothquant" and not (inputs and inputs["num_bits"] == 8 and weights == "INT8"):
         given = f"quant_type={config.quant_type!r}, weight_only={config.weight_only}"
         raise ValueError(
-            f"algorithm={method!r} is for INT8 weights and activations, not {given}. Allowed: 'INT8', weight_only=False"
+            f"{wrong} is for INT8 weights and activations, not {given}. Allowed: 'INT8', weight_only=False"
         )
     blocks = (inputs or {}).get("block_sizes")
     if method in NEED_LOOP and blocks and "scale_bits" not in blocks:
         allowed = "activation_scale='static tensor', 'dynamic tensor' or 'static channel'"
-        raise ValueError(
-            f"algorithm={method!r} scales channels, so activations have no scale per token. Allowed: {allowed}"
-        )
+        raise ValueError(f"{wrong} scales channels, so activations have no scale per token. Allowed: {allowed}")
     if method == "mse" and weights == "NF4":
         raise ValueError("algorithm='mse' changes nothing in NF4, which packs by each block's amax. Allowed: 'max'")
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelopt_nb.upstream.layers import check_model
+
 
 @contextlib.contextmanager
 def input_amax(
@@ -20,6 +22,10 @@ def input_amax(
         FloatingPointError: NaN or infinity in a layer's input, or in the output of the model or one of its children.
             The message blames ``argument``.
     """
+    check_model(model)
+    layers, modules = list(layers), dict(model.named_modules())
+    if unknown := [name for name in layers if name not in modules]:
+        raise ValueError(f"layers holds {unknown[0]!r}, which matches no layer of {type(model).__name__}")
     found: dict[str, torch.Tensor] = {}
     bad: list[str] = []
 
@@ -51,9 +57,8 @@ def input_amax(
         for name, part in parts.items():
             hooks.callback(part.register_forward_hook(after(name)).remove)
         for name in layers:
-            layer = model.get_submodule(name)
-            axis = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
-            hooks.callback(layer.register_forward_pre_hook(before(name, axis)).remove)
+            axis = 1 if isinstance(modules[name], nn.modules.conv._ConvNd) else -1
+            hooks.callback(modules[name].register_forward_pre_hook(before(name, axis)).remove)
         try:
             yield found
         except Exception:

@@ -63,8 +63,7 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
         TypeError, ValueError: Not a configuration, a name that matches no layer, a model without linear layers and
             convolutions or one that is packed already, or a configuration that packs no layer.
     """
-    if not isinstance(config, ModelOptConfig):
-        raise TypeError(f"config={config!r} is not a ModelOpt configuration. Build one with make_config('FP8')")
+    check_config(config)
     model = model if isinstance(model, ModelRows) else describe_layers(model)
     if not model.rows:
         raise ValueError(f"model={model.kind} has nothing to quantize. Needed: dense linear layers or convolutions")
@@ -84,6 +83,12 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
         would = f"quant_type={config.quant_type!r} with {blocks} would pack no layer of {model.kind}"
         raise ValueError(f"{would}: {'; '.join(sorted({layer.reason for layer in layers}))}")
     return Plan(layers, _effective(entries, layers, model))
+
+
+def check_config(config: object) -> None:
+    """Raise TypeError for what is no configuration."""
+    if not isinstance(config, ModelOptConfig):
+        raise TypeError(f"config={config!r} is not a ModelOpt configuration. Build one with make_config('FP8')")
 
 
 def _entries_per_layer(model: ModelRows, config: ModelOptConfig, names: Sequence[str]) -> Entries:

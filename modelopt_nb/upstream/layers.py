@@ -38,14 +38,23 @@ class ModelRows:
     in_float32: frozenset[str]
 
 
-def describe_layers(model: nn.Module) -> ModelRows:
-    """Describe the linear layers and convolutions that ModelOpt can pack. Works on the meta device; reads no weight."""
+def check_model(model: object, with_weights: bool = False) -> None:
+    """Raise TypeError for what is no model, ValueError for one on the meta device if it must be ``with_weights``."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}. Allowed: a model, such as a pipeline's transformer")
+    if with_weights and any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"model={type(model).__name__} is on the meta device. Allowed: a model with its weights")
+
+
+def describe_layers(model: nn.Module, with_weights: bool = False) -> ModelRows:
+    """Describe the layers that ModelOpt can pack; reads no weight. Raises as :func:`check_model`; for a bare layer."""
+    check_model(model, with_weights)
     modules = dict(model.named_modules())
     layers = {n: m for n, m in modules.items() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
     layers = {n: m for n, m in layers.items() if isinstance(m, QuantModule) or type(m) in QuantModuleRegistry}
     layers = {n: m for n, m in layers.items() if m._parameters.get("weight") is not None}
+    if "" in layers:
+        raise ValueError(f"model={type(model).__name__} is a layer. Allowed: a model that holds it, as nn.Sequential")
     weightless = (name for name, m in modules.items() if name not in layers and type(m) in QuantModuleRegistry)
     in_float32 = frozenset(getattr(model, "_keep_in_fp32_modules", None) or ())
     owners: dict[int, list[str]] = {}

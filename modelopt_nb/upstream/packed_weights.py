@@ -14,7 +14,7 @@ from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQu
 from modelopt.torch.quantization.qtensor.base_qtensor import pack_real_quantize_weight
 from torch import nn
 
-from modelopt_nb.upstream.layers import has_packed_layers, is_packed
+from modelopt_nb.upstream.layers import check_model, has_packed_layers, is_packed
 from modelopt_nb.upstream.quantizers import PLAIN, insert_quantizers
 from modelopt_nb.upstream.quiet import quiet
 
@@ -143,6 +143,7 @@ def dequantized(model: nn.Module) -> Iterator[nn.Module]:
     Outputs are the same bit for bit. Quantized activations stay quantized. A layer whose activations are not quantized
     uses its original class meanwhile, which is faster.
     """
+    check_model(model)
     with contextlib.ExitStack() as stack:
         modules: list[Any] = [m for m in model.modules() if isinstance(m, QuantModule)]
         for module in modules:

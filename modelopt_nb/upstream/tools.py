@@ -46,6 +46,6 @@ def export_quantized(
 
     model = copy.deepcopy(model)
     insert_quantizers(model, entries, algorithm)
-    with quiet():
+    with quiet(), torch.random.fork_rng([]):  # ModelOpt runs the model on random inputs
         mtq.calibrate(model, algorithm, forward_loop)
         export_hf_checkpoint(model, export_dir=folder)

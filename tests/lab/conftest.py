@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+import tqdm
+import tqdm.auto
 from diffusers import DDIMScheduler
+from modelopt.torch.quantization import model_calib
 from torch import nn
 
 from tests.lab.small_pipelines import stable_diffusion
@@ -25,6 +32,11 @@ def state(pipeline: Any) -> dict[str, Any]:
     return {
         "streams": (sys.stdout, sys.stderr),
         "filters": list(warnings.filters),
+        "bars": (tqdm.tqdm, tqdm.auto.tqdm, model_calib.tqdm),
+        "environment": dict(os.environ),
+        "garbage collection": (gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()),
+        "matplotlib": dict(matplotlib.rcParams),
+        "Python's RNG": random.getstate(),
         "RNG": torch.random.get_rng_state().tolist(),
         "NumPy's RNG": repr(np.random.get_state()),  # noqa: NPY002
         "gradients": torch.is_grad_enabled(),
@@ -33,7 +45,9 @@ def state(pipeline: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "hooks": hooks,
         "modules": {name: (id(m), type(m), m.training, sorted(vars(m))) for name, m in modules.items()},
-        "weights": {name: (p.data_ptr(), p._version, p.requires_grad) for name, p in parameters(modules)},
+        "weights": {
+            name: (p.data_ptr(), p._version, p.requires_grad, p.dtype, p.device) for name, p in parameters(modules)
+        },
         "pipeline": {name: repr(value) for name, value in vars(pipeline).items()},
         "scheduler": {name: repr(value) for name, value in vars(pipeline.scheduler).items()},
     }
@@ -69,8 +83,9 @@ def nothing_else_changes(used: Any) -> Callable[[], contextlib.AbstractContextMa
     return block
 
 
-def interrupting(module: nn.Module, call: int, error: type[BaseException]) -> contextlib.ExitStack:
-    """Raise ``error`` at the given call of ``module`` or of a copy of it."""
+@contextlib.contextmanager
+def interrupting(module: nn.Module, call: int, error: type[BaseException]) -> Iterator[list[int]]:
+    """Raise ``error`` at the given call of ``module`` or of a copy of it; yield the number of calls so far."""
     count = [0]
 
     def hook(*_: Any) -> None:
@@ -78,6 +93,8 @@ def interrupting(module: nn.Module, call: int, error: type[BaseException]) -> co
         if count[0] == call:
             raise error("on purpose")
 
-    stack = contextlib.ExitStack()
-    stack.callback(module.register_forward_pre_hook(hook).remove)
-    return stack
+    handle = module.register_forward_hook(hook)
+    try:
+        yield count
+    finally:
+        handle.remove()

@@ -50,6 +50,8 @@ def replay_loop(inputs: Iterable[Any]) -> ForwardLoop:
     Raises:
         ValueError: No inputs.
     """
+    if not isinstance(inputs, Iterable):
+        raise TypeError(f"inputs={inputs!r} is not a list. Allowed: calls from record_calls, or inputs of the model")
     inputs = list(inputs) if iter(inputs) is inputs else inputs
 
     def forward_loop(model: nn.Module) -> None:

@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +72,15 @@ def record_calls(
     Raises:
         ValueError: An unknown component, a ``keep`` below 1, a share outside 0 to 1.
     """
-    if keep is not None and (not isinstance(keep, int) or keep < 1):
+    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
         raise ValueError(f"keep={keep!r} is not allowed. Allowed: a whole number of 1 or more, or None for all calls")
-    if at is not None and (not at or not all(0 <= share <= 1 for share in at)):
+    shares = list(at) if isinstance(at, Iterable) else []
+    if at is not None and (not shares or not all(isinstance(share, Real) and 0 <= share <= 1 for share in shares)):
         raise ValueError(f"at={at!r} is not allowed. Allowed: one or more shares of the denoising, each from 0 to 1")
     kept = _EvenlySpread(keep)
 
     def record(call: ModelCall) -> None:
-        if at is None or call.step in {round(share * (call.steps - 1)) for share in at}:
+        if at is None or call.step in {round(share * (call.steps - 1)) for share in shares}:
             kept.add(call)
 
     with _call_hooks(pipeline, component, record):
@@ -141,6 +144,9 @@ def _call_hooks(pipeline: Any, component: str | None, record: Callable[[ModelCal
 def save_calls(calls: Sequence[ModelCall], path: str | os.PathLike[str]) -> None:
     """Save calls in a file with ``torch.save``; the write is atomic."""
     path = Path(path)
+    check_calls(calls, fewest=0)
+    if path.is_dir():
+        raise ValueError(f"path={str(path)!r} is a folder. Allowed: the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -152,4 +158,18 @@ def save_calls(calls: Sequence[ModelCall], path: str | os.PathLike[str]) -> None
 
 def load_calls(path: str | os.PathLike[str], device: str | torch.device | None = None) -> list[ModelCall]:
     """Load calls that :func:`save_calls` or :func:`record_calls` saved; unpickles only tensors and plain values."""
-    return [ModelCall(**call) for call in torch.load(path, weights_only=True, map_location=device)]
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path={str(path)!r} is not there. Allowed: a file that save_calls wrote")
+    try:
+        return [ModelCall(**call) for call in torch.load(path, weights_only=True, map_location=device)]
+    except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError) as error:
+        raise ValueError(f"path={str(path)!r} has no calls. Allowed: a file that save_calls wrote") from error
+
+
+def check_calls(calls: Sequence[ModelCall], fewest: int = 1) -> None:
+    """Raise TypeError or ValueError unless these are calls of a model."""
+    if not isinstance(calls, Sequence) or len(calls) < fewest:
+        wrong = "is empty" if isinstance(calls, Sequence) else f"is a {type(calls).__name__}"
+        raise ValueError(f"calls {wrong}. Allowed: calls of the model, from record_calls(pipeline)")
+    if other := [call for call in calls if not callable(call)]:
+        raise TypeError(f"calls holds {other[0]!r}. Allowed: calls of the model, from record_calls(pipeline)")

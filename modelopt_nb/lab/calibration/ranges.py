@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 from torch import nn
 
-from modelopt_nb import input_amax
-from modelopt_nb.lab.calibration.model_calls import ModelCall
+from modelopt_nb import describe_layers, input_amax
+from modelopt_nb.lab.calibration.model_calls import ModelCall, check_calls
 from modelopt_nb.lab.layers.select import layer_frame
 
 
@@ -18,6 +18,8 @@ def activation_ranges(model: nn.Module, calls: Sequence[ModelCall]) -> pd.DataFr
     Raises:
         FloatingPointError: NaN or infinity in the model.
     """
+    describe_layers(model, with_weights=True)
+    check_calls(calls)
     layers = layer_frame(model).index
     frame = pd.DataFrame(index=pd.Index(layers, name="layer"), dtype=float)
     for step in sorted({call.step for call in calls}):

@@ -63,7 +63,7 @@ def select(
         chosen &= {layer for layer, k in frame["kind"].items() if any(fnmatch.fnmatchcase(k, p) for p in kinds)}
     if blocks is not None:
         count = 0 if frame["block"].isna().all() else int(frame["block"].max()) + 1
-        asked = [blocks] if isinstance(blocks, int) else list(blocks)
+        asked = list(blocks) if isinstance(blocks, Iterable) else [blocks]
         for block in asked:
             if not isinstance(block, int) or not -count <= block < count:
                 raise ValueError(f"blocks holds {block!r}. Allowed for {type(model).__name__}: {-count} to {count - 1}")

@@ -84,7 +84,7 @@ def check_counts(pipeline: Any, steps: int | None, call: dict[str, Any], batch_s
         raise ValueError(f"{wrong}. Allowed: its argument noise_sampler_seed=0, or another scheduler")
     longest = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
     for name, value, most in (("steps", given[0], longest), ("batch_size", batch_size, None)):
-        if not isinstance(value, Integral) or not 1 <= int(value) <= (most or int(value)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= (most or int(value)):
             raise ValueError(f"{name}={value!r} is not allowed. Allowed: 1 to {most or 'any whole number'}")
     return int(given[0])
 

@@ -45,7 +45,7 @@ def load_pipeline(
         raise FileNotFoundError(f"{wrong}. Allowed: {allowed} (in the repository's data/)")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    with no_loading_bars() if path.exists() else contextlib.nullcontext():
+    with torch.random.fork_rng([]), no_loading_bars() if path.exists() else contextlib.nullcontext():
         source = path if path.exists() else str(name_or_path)
         return DiffusionPipeline.from_pretrained(source, dtype=dtype, **options).to(device)
 
@@ -81,9 +81,10 @@ def component_name(pipeline: DiffusionPipeline, component: str | None = None) ->
 
 
 def check_pipeline(pipeline: object) -> None:
-    """Raise TypeError for a model in the place of its pipeline."""
-    if isinstance(pipeline, nn.Module):
-        raise TypeError(f"pipeline is a {type(pipeline).__name__}. Allowed: the pipeline that it is a component of")
+    """Raise TypeError for a model in the place of its pipeline, or something else."""
+    if isinstance(pipeline, nn.Module) or not callable(pipeline):
+        which = "the pipeline that it is a component of" if isinstance(pipeline, nn.Module) else "a Diffusers pipeline"
+        raise TypeError(f"pipeline is a {type(pipeline).__name__}. Allowed: {which}")
 
 
 def is_codec(pipeline: DiffusionPipeline, component: str) -> bool:

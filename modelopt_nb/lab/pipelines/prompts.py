@@ -48,6 +48,6 @@ def load_prompts(split: str, n: int | None = None) -> pd.DataFrame:
     rows = table[table["split"] == split].reset_index(drop=True)
     if rows.empty:
         raise ValueError(f"split={split!r} is not known. Allowed: {', '.join(table['split'].unique())}")
-    if n is not None and not 1 <= n <= len(rows):
-        raise ValueError(f"n={n} is not allowed for split={split!r}. Allowed: 1 to {len(rows)}")
+    if n is not None and not (isinstance(n, Integral) and 1 <= n <= len(rows)):
+        raise ValueError(f"n={n!r} is not allowed for split={split!r}. Allowed: 1 to {len(rows)}")
     return rows.head(n) if n else rows

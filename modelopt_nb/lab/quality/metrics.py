@@ -17,6 +17,8 @@ Measure = Callable[[np.ndarray, "np.ndarray | None", str], float]
 
 def _check_pair(image: np.ndarray, reference: np.ndarray) -> None:
     for name, array in (("image", image), ("reference", reference)):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} is {array!r}. Allowed: uint8 (height, width, 3), or frames of it")
         if array.dtype != np.uint8 or array.ndim not in (3, 4):
             allowed = "uint8 (height, width, 3), or frames of it"
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}. Allowed: {allowed}")

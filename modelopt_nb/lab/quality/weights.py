@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from modelopt_nb import QUANT_TYPES, ModelOptConfig, Report, enable, make_config, plan, round_weight
+from modelopt_nb import ModelOptConfig, Report, describe_layers, enable, make_config, plan, round_weight
 
 
 def weight_errors(model: nn.Module, config: ModelOptConfig) -> pd.Series:
@@ -17,6 +17,7 @@ def weight_errors(model: nn.Module, config: ModelOptConfig) -> pd.Series:
     ``model`` stays dense: one weight at a time is copied and packed. The index has the layers' names. Activations and
     calibration do not matter.
     """
+    describe_layers(model, with_weights=True)
     enable()
     errors = {}
     for layer in plan(model, config).layers:
@@ -36,8 +37,9 @@ def representable_values(quant_type: str) -> np.ndarray:
     half = np.unique(np.concatenate([np.geomspace(1e-6, 1, 2**14), np.linspace(0, 1, 2**14)]))
     ramp = torch.from_numpy(np.concatenate([-half[::-1], half])).float()  # even length: zero is in both halves
     one_block: dict[str, Any] = {"channel_quantize": -1, "block_quantize": len(ramp)}
-    config = make_config(quant_type, **(one_block if QUANT_TYPES[quant_type].needs_block else {}))
-    layout = plan(nn.Sequential(nn.Linear(len(ramp), 1)), config).layers[0].layout
+    config = make_config(quant_type)
+    config = make_config(quant_type, **one_block) if config.block_quantize else config
+    layout = plan(nn.Sequential(nn.Linear(len(ramp), 1, device="meta")), config).layers[0].layout
     assert layout is not None
     unpacked = round_weight(ramp[None], layout.cfg).double().flatten()
     return np.unique((unpacked / unpacked.abs().max()).numpy().round(7))

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from modelopt_nb import ACTIVATION_SCALES, SCHEMES, ModelOptConfig, make_config, quantize, quiet
+from modelopt_nb import ACTIVATION_SCALES, QUANT_TYPES, SCHEMES, ModelOptConfig, make_config, quantize, quiet
 
 #: ModelOpt's algorithms for diffusion models that :func:`algorithm_table` tries.
 ALGORITHMS = ("max", "mse", "smoothquant", "awq_lite", "svdquant")
@@ -24,6 +24,8 @@ def check_scheme(quant_type: str, **options: Any) -> str:
         quant_type: A quant type, a combined type or a scheme.
         options: As for :func:`modelopt_nb.make_config`.
     """
+    if not isinstance(quant_type, str):
+        raise TypeError(f"quant_type must be a string such as 'FP8', not {quant_type!r}")
     devices = list(range(torch.cuda.device_count()))  # torch.manual_seed seeds them all
     try:
         with torch.random.fork_rng(devices), torch.no_grad(), quiet():
@@ -62,6 +64,14 @@ def algorithm_table(schemes: Iterable[str] = SCHEMES, activations: Iterable[str]
 
     A row per scheme, activation type and activation scale (both empty for weights only); a column per algorithm.
     """
+    schemes, activations = list(schemes), list(activations)
+    known = {
+        "schemes": (schemes, SCHEMES),
+        "activations": (activations, [t.name for t in QUANT_TYPES.values() if t.activations]),
+    }
+    for argument, (given, allowed) in known.items():
+        if unknown := [name for name in given if name not in allowed]:
+            raise ValueError(f"{argument} holds {unknown[0]!r}. Allowed: {', '.join(allowed)}")
     pairs = [("", ""), *itertools.product(activations, ACTIVATION_SCALES)]
     rows = {}
     for scheme, (kind, scale) in itertools.product(schemes, pairs):

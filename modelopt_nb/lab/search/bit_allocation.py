@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from modelopt_nb import MIB, LayerPlan, ModelOptConfig, WeightBytes, make_config, plan, weight_bytes
-from modelopt_nb.lab.calibration.model_calls import ModelCall
+from modelopt_nb import MIB, LayerPlan, ModelOptConfig, WeightBytes, describe_layers, make_config, plan, weight_bytes
+from modelopt_nb.lab.calibration.model_calls import ModelCall, check_calls
 from modelopt_nb.lab.compare.variants import DENSE
 from modelopt_nb.lab.search.code import config_code
 from modelopt_nb.lab.search.gradient_scores import check_gradients, gradient_scores
 from modelopt_nb.lab.search.groups import Groups, as_groups, covering_modules
-from modelopt_nb.lab.search.sensitivity import check_calls, group_errors
+from modelopt_nb.lab.search.sensitivity import group_errors
 from modelopt_nb.lab.search.solver import choose_schemes
 
 #: Schemes that :func:`fit_budget` chooses from by default.
@@ -78,6 +79,9 @@ def fit_budget(
 
     Source: the problem is that of Qua2SeDiMo (arXiv 2412.14628); HiGHS through ``scipy.optimize.milp`` solves it.
     """
+    describe_layers(model, with_weights=errors is None)
+    if errors is None:
+        check_calls(calls)
     configs = _candidate_configs(candidates, pointwise_as_linear, method)
     plans = {c: {x.name: x for x in plan(model, config).layers} for c, config in configs.items()}
     layers = next(iter(plans.values()))
@@ -90,7 +94,6 @@ def fit_budget(
     rest = total.total - sum(dense)
     limit = _byte_limit(mib, bits_per_weight, rest + int(sizes.min(axis=1).sum()), total)
     if errors is None:
-        check_calls(calls)
         shared = calls, names, method, progress
         errors = pd.DataFrame({c: _predicted_errors(model, config, *shared) for c, config in configs.items()})
     elif not (set(names) <= set(errors.index) and set(configs) <= set(errors.columns)):
@@ -106,12 +109,14 @@ def fit_budget(
 
 def _candidate_configs(candidates: Sequence[str], pointwise_as_linear: bool, method: str) -> dict[str, ModelOptConfig]:
     """Return the configurations of all candidates but ``"dense"``; raise ValueError if ``method`` cannot try one."""
+    if isinstance(candidates, str):
+        raise TypeError(f"candidates={candidates!r} is one string. Allowed: a list of schemes, and 'dense'")
     if method not in ("output", "auto_quantize"):
         raise ValueError(f"method={method!r} is not known. Allowed: 'output', 'auto_quantize'")
     schemes = [c for c in dict.fromkeys(candidates) if c != DENSE]
     configs = {c: make_config(c, pointwise_as_linear=pointwise_as_linear) for c in schemes}
     if not configs:
-        raise ValueError(f"candidates={candidates!r} holds no quant type")
+        raise ValueError(f"candidates={candidates!r} holds no quant type. Allowed: schemes, and 'dense'")
     if method == "auto_quantize":
         for config in configs.values():
             check_gradients(config)
@@ -120,6 +125,9 @@ def _candidate_configs(candidates: Sequence[str], pointwise_as_linear: bool, met
 
 def _byte_limit(mib: float | None, bits_per_weight: float | None, smallest: int, dense: WeightBytes) -> float:
     """Return the budget in bytes; raise ValueError unless it is between ``smallest`` and the dense size."""
+    for name, value in {"mib": mib, "bits_per_weight": bits_per_weight}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{name}={value!r} is not a number. Allowed: a size between the smallest and dense")
     if mib is not None and bits_per_weight is None:
         limit, argument = mib * MIB, f"mib={mib}"
     elif bits_per_weight is not None and mib is None:

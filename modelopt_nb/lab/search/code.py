@@ -7,6 +7,8 @@ from modelopt_nb import ModelOptConfig
 
 def config_code(config: ModelOptConfig) -> str:
     """Return the call of ``make_config`` that builds ``config``; a forward loop is named ``forward_loop``."""
+    if not isinstance(config, ModelOptConfig):
+        raise TypeError(f"config={config!r} is not a ModelOpt configuration. Build one with make_config('FP8')")
     default = ModelOptConfig(config.quant_type)
     asked = [repr(config.quant_type)]
     for name in inspect.signature(ModelOptConfig).parameters:

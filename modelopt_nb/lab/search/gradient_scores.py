@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from modelopt_nb import ModelOptConfig, auto_quantize_scores, plan
-from modelopt_nb.lab.calibration.model_calls import ModelCall
-from modelopt_nb.lab.search.sensitivity import call_weights, check_calls
+from modelopt_nb.lab.calibration.model_calls import ModelCall, check_calls
+from modelopt_nb.lab.search.sensitivity import call_weights
 
 SIGNS = 4  # sets of random signs per call; a score is their mean
 

@@ -46,6 +46,8 @@ def as_groups(model: nn.Module, groups: Groups, layers: Iterable[str]) -> dict[s
     layers = list(layers)
     if isinstance(groups, str):
         return layer_groups(model, groups, layers)
+    if not isinstance(groups, Mapping):
+        raise TypeError(f"groups={groups!r} is no grouping. Allowed: a word of layer_groups, or patterns by group name")
     modules = {name for name, _ in model.named_modules()}
     owner: dict[str, str] = {}
     found: dict[str, list[str]] = {}

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from modelopt_nb import MIB, ModelOptConfig, dequantized, plan, quantize
-from modelopt_nb.lab.calibration.model_calls import ModelCall
+from modelopt_nb import MIB, ModelOptConfig, dequantized, describe_layers, plan, quantize
+from modelopt_nb.lab.calibration.model_calls import ModelCall, check_calls
 from modelopt_nb.lab.layers.select import layer_frame
 from modelopt_nb.lab.search.groups import Groups, as_groups
 
@@ -42,6 +42,7 @@ def sensitivity(
     Raises:
         ValueError: No calls, groups that overlap or match nothing, a configuration that does not fit the model.
     """
+    describe_layers(model, with_weights=True)
     check_calls(calls)
     layers = {x.name: x for x in plan(model, config).layers if x.packed}
     names = as_groups(model, groups, layers if isinstance(groups, str) else layer_frame(model).index)
@@ -110,9 +111,3 @@ def call_weights(calls: Sequence[ModelCall]) -> list[float]:
     """Return the calls' weights, scaled to a sum of 1."""
     total = sum(call.weight for call in calls)
     return [call.weight / total for call in calls]
-
-
-def check_calls(calls: Sequence[ModelCall]) -> None:
-    """Raise ValueError if there are no calls."""
-    if not calls:
-        raise ValueError("calls is empty. Allowed: calls of the model, from record_calls(pipeline)")

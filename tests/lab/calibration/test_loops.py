@@ -1,6 +1,6 @@
 import pytest
 
-from modelopt_nb import ModelCall, denoising_loop, enable, make_config, quantize, replay_loop
+from modelopt_nb import ModelCall, enable, make_config, quantize, replay_loop
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +27,3 @@ def test_a_single_tensor_is_one_argument():
     found = []
     replay_loop(["a tensor", ["first", "second"]])(lambda *args: found.append(args))
     assert found == [("a tensor",), ("first", "second")]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda p: denoising_loop(p, ["a lemon"], steps=1001), "steps=1001 is not allowed. Allowed: 1 to 1000"),
-        (lambda p: denoising_loop(p, ["a lemon"], steps=0), "steps=0"),
-        (lambda p: denoising_loop(p, ["a lemon"], batch_size=0), "batch_size=0"),
-        (lambda p: denoising_loop(p, []), "prompts="),
-        (lambda p: denoising_loop(p, ["a lemon"], component="unet"), "component='unet'"),
-        (lambda p: replay_loop([]), "inputs is empty"),
-    ],
-)
-def test_wrong_arguments(pipeline, make, message):
-    with pytest.raises(ValueError, match=message):
-        make(pipeline)

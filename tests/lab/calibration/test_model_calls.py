@@ -128,20 +128,6 @@ def test_steps_of_a_pipeline(pipeline):
     assert [(call.step, call.steps) for call in calls] == [(1, 3), (1, 3)]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"keep": 0}, "keep=0 is not allowed"),
-        ({"component": "unet"}, "component='unet'"),
-        ({"at": ()}, r"at=\(\) is not allowed"),
-        ({"at": (0, 1.5)}, r"at=\(0, 1.5\) is not allowed"),
-    ],
-)
-def test_wrong_arguments(fake, options, message):
-    with pytest.raises(ValueError, match=message), record_calls(fake, **options):
-        pytest.fail("it recorded")
-
-
 def test_an_interrupted_recording_leaves_no_file(fake, tmp_path):
     with pytest.raises(KeyboardInterrupt), record_calls(fake, path=tmp_path / "calls.pt"):
         fake(2)

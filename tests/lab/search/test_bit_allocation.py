@@ -90,29 +90,6 @@ def test_auto_quantize_is_the_second_method(pipeline):
     assert budgets[1].error == pytest.approx(budgets[0].error, rel=0.5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mib": 0.1}, r"mib=0.1 cannot be met .*Allowed: 0\.\d+ MiB \(\d+\.\d+ bits per weight\) to \d\.\d+ MiB \(32"),
-        ({"mib": 99}, r"mib=99 cannot be met"),
-        ({"bits_per_weight": 2}, r"bits_per_weight=2 cannot be met"),
-        ({}, "give one of them"),
-        ({"mib": 1, "bits_per_weight": 8}, "give one of them"),
-        ({"mib": 1, "candidates": ["dense"]}, "holds no quant type"),
-        ({"mib": 1, "candidates": ["INT5"]}, "quant_type='INT5' is not known"),
-        ({"mib": 1, "method": "guess"}, "method='guess' is not known. Allowed: 'output', 'auto_quantize'"),
-        ({"mib": 1, "groups": {"a": "attn1", "b": "to_q"}}, "twice"),
-        ({"mib": 1, "candidates": ["NVFP4"], "method": "auto_quantize"}, "cannot try NVFP4"),
-    ],
-)
-def test_wrong_input_is_refused_before_any_work(transformer, arguments, message):
-    def never(model):
-        raise AssertionError("the model was called")
-
-    with pytest.raises(ValueError, match=message):
-        fit_budget(transformer, [never], **{"candidates": TWO, "progress": False} | arguments)
-
-
 def test_an_interrupted_budget_is_not_solved(transformer, call, monkeypatch):
     """Unlike a sensitivity run, which keeps the finished groups."""
 
