@@ -24,6 +24,8 @@ class Packer:
     With a forward loop the layers wait and are packed together, after one calibration of the whole dense model.
     """
 
+    plan_of = staticmethod(plan)
+
     def __init__(self, config: ModelOptConfig, model: nn.Module, files: Sequence[Path], pre_quantized: bool) -> None:
         if pre_quantized:
             verify(files, type(model).__name__)

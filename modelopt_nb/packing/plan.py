@@ -57,8 +57,8 @@ class Plan:
 def plan(model: nn.Module | ModelRows, config: ModelOptConfig, stored: Mapping[str, str] | None = None) -> Plan:
     """Decide for every layer whether ``config`` packs it. Activations are quantized at the layers that are packed.
 
-    ``model`` is a model on any device, or its rows. ``stored`` are dtypes of a packed checkpoint's tensors, "" if packed:
-    what it packed does not depend on the dtype that it is loaded in.
+    ``model`` is a model on any device, or its rows. ``stored`` are dtypes of a packed checkpoint's tensors, "" if
+    packed: what it packed does not depend on the dtype that it is loaded in.
 
     Raises:
         TypeError, ValueError: Not a configuration, a name that matches no layer, a model without linear layers and

@@ -12,6 +12,7 @@ from torch import nn
 
 from modelopt_nb import SCHEMES, enable, make_config, quantize, weight_bytes
 from modelopt_nb.upstream.layers import is_packed
+from modelopt_nb.upstream.repairs.atomic_save.manifest import write_manifest
 from tests.architectures import build, run
 from tests.conftest import ALL_TYPES
 
@@ -238,6 +239,27 @@ def test_calibrated_scales_in_other_dtypes(quant_type, options, dtype, transform
     wide, expected = AutoModel.from_pretrained(str(tmp_path), torch_dtype=torch.float32), run(model, x).float()
     assert (run(wide, inputs) - expected).norm() / expected.norm() < 0.05
     assert torch.equal(run(copy.deepcopy(wide), inputs), run(wide, inputs))
+
+
+@pytest.mark.parametrize("scheme", ["FP8 channel", "INT8", "INT4", "NF4"])
+def test_a_folder_of_the_first_version(scheme, tmp_path):
+    """Its scales are in float16 for a float16 model, and its configuration has two arguments of other names."""
+    model = dense(Net(), torch.float16, tmp_path)
+    quantize(model, make_config(scheme))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if "weight_quantizer" in name and tensor.dtype == torch.float32:
+            tensor.data = tensor.data.half()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] |= {"calib_cfg": {"method": "max"}, "mixed": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modelopt_nb.json").unlink()
+    write_manifest(tmp_path, "Net")
+    again, x = Net.from_pretrained(tmp_path), torch.randn(3, 256).half()
+    assert_close(again, model, torch.float16, torch.float16)
+    assert torch.equal(run(again, {"x": x}), run(model, {"x": x}))
+    wide = Net.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    assert_close(wide, model, torch.float32, torch.float16)
 
 
 def test_loading_a_packed_model_is_still_refused_a_cast_by_diffusers(transformer, tmp_path):
