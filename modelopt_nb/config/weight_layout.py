@@ -43,11 +43,16 @@ class WeightLayout:
         scale_block = next(iter((blocks.get("scale_block_sizes") or {}).values()), None)
         return cls(types[0], attributes.get("axis"), block, block_axis, scale_block, attributes)
 
-    def tensors(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return shape and dtype of ``weight`` and the quantizer's buffers, for a weight of ``shape`` and ``dtype``."""
+    def tensors(
+        self, shape: tuple[int, ...], dtype: str = "float32", scale: str | None = None
+    ) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Return shape and dtype of ``weight`` and the quantizer's buffers, for a weight of ``shape`` and ``dtype``.
+
+        Scales have the dtype ``scale``; by default the weight's, or float32 for float16, which has too small a range.
+        """
         stored = shape if self.type.bits == 8 else (*shape[:-1], shape[-1] // 2)
         weight = ((math.prod(stored),) if self.type.flat else stored, self.type.stored)
-        scale = "float32" if dtype == "float16" else dtype  # float16 has too small a range
+        scale = scale or ("float32" if dtype == "float16" else dtype)
         scales = {name: (self._shape(rule, shape), kind or scale) for name, rule, kind in self.type.scales}
         return {"weight": weight, **scales}
 

@@ -15,7 +15,7 @@ from modelopt_nb.upstream import packed_weights
 from modelopt_nb.upstream.layers import make_linear
 from modelopt_nb.upstream.quantizers import insert_quantizers
 from modelopt_nb.upstream.repairs.atomic_save.manifest import tensor_shapes, verify, verify_tensors
-from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import float_dtypes, main_dtype
+from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import main_dtype, stored_dtypes
 
 
 class Packer:
@@ -24,13 +24,16 @@ class Packer:
     With a forward loop the layers wait and are packed together, after one calibration of the whole dense model.
     """
 
+    plan_of = staticmethod(plan)
+
     def __init__(self, config: ModelOptConfig, model: nn.Module, files: Sequence[Path], pre_quantized: bool) -> None:
         if pre_quantized:
             verify(files, type(model).__name__)
         else:
             check_algorithm(config, config.forward_loop)
         self.config, self.model, self.pre_quantized = config, model, pre_quantized
-        self.plan = plan(model, config)
+        self.dtypes = stored_dtypes(files) if pre_quantized else {}
+        self.plan = plan(model, config, self.dtypes)
         self.metadata: dict[str, dict[str, Any]] = {}
         for name in self.plan.pointwise:
             make_linear(model, name)
@@ -50,7 +53,7 @@ class Packer:
         """Prepare for the tensors of a packed checkpoint, by ``names`` and, in safetensors, by their descriptions."""
         if self.config.algorithm["method"] == "svdquant":
             packed_weights.expect_low_rank(self.model)
-        shapes, saved, dtypes = tensor_shapes(files), self.config.packed_dtype, float_dtypes(files)
+        shapes, saved, dtypes = tensor_shapes(files), self.config.packed_dtype, self.dtypes
         packed = [x for x in self.plan.layers if x.packed]
         self.as_saved = bool(saved) and packed[0].dtype == main_dtype(saved)
         by_layer = saved if self.as_saved and isinstance(saved, dict) else {}
@@ -59,7 +62,7 @@ class Packer:
                 layer: Any = self.model.get_submodule(x.name)
                 layer._parameters["weight"] = nn.Parameter(layer.weight.reshape(x.shape), requires_grad=False)
                 scales = (dtypes.get(f"{x.name}.weight_quantizer.{name}") for name, *_ in x.layout.type.scales)
-                tensors = x.layout.tensors(x.shape, next(filter(None, scales), x.dtype))
+                tensors = x.layout.tensors(x.shape, x.dtype, next(filter(None, scales), None))
                 dtype = getattr(torch, by_layer.get(x.name, x.dtype))
                 metadata = packed_weights.expect_packed(layer, x.layout.type.qtensor, tensors, dtype)
                 self.metadata[x.name] = metadata
@@ -67,13 +70,13 @@ class Packer:
             owner, _, tensor = name.rpartition(".")
             if owner.endswith("input_quantizer") or tensor in packed_weights.LOW_RANK:  # what calibration found
                 empty = torch.empty(
-                    tuple(shape), dtype=getattr(torch, dtypes.get(name, packed[0].dtype)), device="meta"
+                    tuple(shape), dtype=getattr(torch, dtypes.get(name) or packed[0].dtype), device="meta"
                 )
                 self.model.get_submodule(owner).register_buffer(tensor, empty)
         if names:
             verify_tensors(files, self.model.state_dict(), {f"{name}.weight" for name in self.plan.layouts})
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if name in dtypes and (self.keeps_dtype(name) or "_quantizer." in name):
+            if dtypes.get(name) and (self.keeps_dtype(name) or "_quantizer." in name):
                 dtype = dtypes[name] if self.keeps_dtype(name) else packed[0].dtype
                 tensor.data = tensor.data.to(getattr(torch, dtype))
 

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +54,11 @@ class Plan:
         return [x.name for x in self.layers if x.as_linear]
 
 
-def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
+def plan(model: nn.Module | ModelRows, config: ModelOptConfig, stored: Mapping[str, str] | None = None) -> Plan:
     """Decide for every layer whether ``config`` packs it. Activations are quantized at the layers that are packed.
 
-    ``model`` is a model on any device, or its rows.
+    ``model`` is a model on any device, or its rows. ``stored`` are dtypes of a packed checkpoint's tensors, "" if
+    packed: what it packed does not depend on the dtype that it is loaded in.
 
     Raises:
         TypeError, ValueError: Not a configuration, a name that matches no layer, a model without linear layers and
@@ -77,7 +78,10 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig) -> Plan:
         for name in matching_layers(model.kind, "modules_to_not_convert", pattern, names, model.modules, lenient)
     }
     entries = [*config.modelopt_config["quant_cfg"], *_entries_per_layer(model, config, names)]
-    layers = [_plan_layer(row, entries, excluded.get(row.name, ""), model.in_float32, config) for row in model.rows]
+    layers = [
+        _plan_layer(row, entries, excluded.get(row.name, ""), model.in_float32, config, stored or {})
+        for row in model.rows
+    ]
     if not any(layer.packed for layer in layers):
         blocks = f"channel_quantize={config.channel_quantize} and block_quantize={config.block_quantize}"
         would = f"quant_type={config.quant_type!r} with {blocks} would pack no layer of {model.kind}"
@@ -106,8 +110,9 @@ def _entries_per_layer(model: ModelRows, config: ModelOptConfig, names: Sequence
 
 
 def _plan_layer(
-    row: LayerRow, entries: Entries, excluded: str, in_float32: frozenset[str], config: ModelOptConfig
-) -> LayerPlan:
+    row: LayerRow, entries: Entries, excluded: str, in_float32: frozenset[str], config: ModelOptConfig,
+    stored: Mapping[str, str],
+) -> LayerPlan:  # fmt: skip
     linear = config.pointwise_as_linear and row.is_pointwise
     classes = ("nn.Linear",) if linear else row.classes
     cfg, reason = None, "no entry of the configuration enables it"
@@ -131,6 +136,8 @@ def _plan_layer(
     if not reason and cfg is not None:
         layout = WeightLayout.from_cfg(cfg)
         reason = layout.why_dense(shape, row.dtype)
+        if (weight := f"{row.name}.weight") in stored:
+            reason = stored[weight] and (reason or "it is dense in the checkpoint")
     if reason or layout is None:
         return LayerPlan(row.name, row.kind, row.shape, row.dtype, False, reason, row.bytes, row.bytes)
     packed = layout.bytes(shape, row.dtype)

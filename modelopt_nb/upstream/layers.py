@@ -58,9 +58,13 @@ def describe_layers(model: nn.Module, with_weights: bool = False) -> ModelRows:
     weightless = (name for name, m in modules.items() if name not in layers and type(m) in QuantModuleRegistry)
     in_float32 = frozenset(getattr(model, "_keep_in_fp32_modules", None) or ())
     owners: dict[int, list[str]] = {}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # which Transformers ties after loading
     for name, module in modules.items():
-        for parameter in module._parameters.values():
-            owners.setdefault(id(parameter), []).append(name)
+        for key, parameter in module._parameters.items():
+            root = tied.get(f"{name}.{key}") if parameter is not None and parameter.is_meta else None
+            sharing = owners.setdefault(id(model.get_parameter(root) if root else parameter), [])
+            owners[id(parameter)] = sharing
+            sharing.append(name)
     rows = tuple(_row(name, layer, owners[id(layer._parameters["weight"])], layers) for name, layer in layers.items())
     return ModelRows(type(model).__name__, rows, frozenset(modules), tuple(filter(None, weightless)), in_float32)
 

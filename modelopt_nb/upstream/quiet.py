@@ -17,6 +17,7 @@ SILENCED = (
     ".*is not calibrated, skip smoothing",  # of layers that stay dense
     "Received custom quantization formats",
     "Full backward hook is firing",
+    ".*which matches no layer",  # said before, when the model was packed
 )
 _lock, _inside, _undo = threading.RLock(), Counter(), contextlib.ExitStack()  # threads inside; what the last one undoes
 

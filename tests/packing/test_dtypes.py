@@ -1,6 +1,7 @@
 """A dtype is remembered and never guessed: saving, loading and running in any of three."""
 
 import copy
+import functools
 import json
 
 import pytest
@@ -9,8 +10,9 @@ from diffusers import AutoModel, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from modelopt_nb import enable, make_config, quantize, weight_bytes
+from modelopt_nb import SCHEMES, enable, make_config, quantize, weight_bytes
 from modelopt_nb.upstream.layers import is_packed
+from modelopt_nb.upstream.repairs.atomic_save.manifest import write_manifest
 from tests.architectures import build, run
 from tests.conftest import ALL_TYPES
 
@@ -33,10 +35,28 @@ class TwoLayers(ModelMixin, ConfigMixin):
         self.first, self.second, self.norm = nn.Linear(256, 128), nn.Conv2d(64, 64, 1), nn.LayerNorm(8)
 
 
+class Net(ModelMixin, ConfigMixin):
+    """Layers of each kind: one has so few weights that some schemes pack it only in float32, one is kept in float32."""
+
+    config_name = "config.json"
+    _keep_in_fp32_modules = ["kept"]
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(256, 128), nn.Linear(128, 256, bias=False), nn.LayerNorm(256)
+        self.convolution, self.few, self.kept = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Linear(256, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.second(torch.tanh(self.first(x))).reshape(-1, 4, 8, 8)
+        x = self.norm(self.few(self.convolution(x)).reshape(-1, 256))
+        return x, self.kept(x.to(self.kept.weight.dtype))
+
+
 def dense(model: nn.Module, dtype: torch.dtype, folder) -> nn.Module:
     """Load in ``dtype``: a cast would also reach buffers that are not saved."""
     model.save_pretrained(folder / "dense")
-    return AutoModel.from_pretrained(str(folder / "dense"), torch_dtype=dtype)
+    return type(model).from_pretrained(str(folder / "dense"), torch_dtype=dtype)
 
 
 def read(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -65,6 +85,48 @@ def assert_close(found: nn.Module, expected: nn.Module, dtype: torch.dtype, coar
         else:
             error = (weights[name].float() - weight.float()).abs().max() / weight.float().abs().max()
             assert error <= 2 * torch.finfo(coarser).eps
+
+
+@pytest.fixture(scope="module")
+def packed_nets(tmp_path_factory):
+    """Return a packed model of a scheme and a dtype, the folder it is saved in, and the function that loads it."""
+    enable()
+
+    @functools.cache
+    def packed(scheme: str, dtype: str) -> tuple[nn.Module, str]:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("net")
+        model = dense(Net(), DTYPES[dtype], folder)
+        quantize(model, make_config(scheme))
+        model.save_pretrained(folder)
+        return model, str(folder)
+
+    @functools.cache
+    def loaded(scheme: str, saved: str, dtype: str) -> nn.Module:
+        return Net.from_pretrained(packed(scheme, saved)[1], torch_dtype=DTYPES[dtype])
+
+    return packed, loaded
+
+
+@pytest.mark.parametrize("running", DTYPES)
+@pytest.mark.parametrize("loading", DTYPES)
+@pytest.mark.parametrize("saving", DTYPES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_saving_loading_and_running_in_three_dtypes(scheme, saving, loading, running, packed_nets):
+    packed, loaded = packed_nets
+    model, again = copy.deepcopy(packed(scheme, saving)[0]), copy.deepcopy(loaded(scheme, saving, loading))
+    assert again.first.bias.dtype == DTYPES[loading] and again.kept.weight.dtype == torch.float32
+    for each in (model, again):
+        nn.Module.to(each, DTYPES[running])  # Diffusers refuses to cast a model that was packed while loading
+    weights, x = read(again), torch.randn(3, 256, dtype=DTYPES[running])
+    assert weights.keys() == read(model).keys() and {w.dtype for w in weights.values()} == {DTYPES[running]}
+    assert all(torch.equal(weights[name], weight) for name, weight in read(model).items())
+    with torch.no_grad():
+        found, expected = again(x), model(x)
+    eps = max(torch.finfo(DTYPES[dtype]).eps for dtype in (loading, running))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == DTYPES[running] and one.isfinite().all()
+        assert torch.equal(one, other) if saving == loading else (one - other).norm() <= eps * other.norm()
 
 
 @pytest.mark.parametrize("quant_type", ALL_TYPES)
@@ -177,6 +239,27 @@ def test_calibrated_scales_in_other_dtypes(quant_type, options, dtype, transform
     wide, expected = AutoModel.from_pretrained(str(tmp_path), torch_dtype=torch.float32), run(model, x).float()
     assert (run(wide, inputs) - expected).norm() / expected.norm() < 0.05
     assert torch.equal(run(copy.deepcopy(wide), inputs), run(wide, inputs))
+
+
+@pytest.mark.parametrize("scheme", ["FP8 channel", "INT8", "INT4", "NF4"])
+def test_a_folder_of_the_first_version(scheme, tmp_path):
+    """Its scales are in float16 for a float16 model, and its configuration has two arguments of other names."""
+    model = dense(Net(), torch.float16, tmp_path)
+    quantize(model, make_config(scheme))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if "weight_quantizer" in name and tensor.dtype == torch.float32:
+            tensor.data = tensor.data.half()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] |= {"calib_cfg": {"method": "max"}, "mixed": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modelopt_nb.json").unlink()
+    write_manifest(tmp_path, "Net")
+    again, x = Net.from_pretrained(tmp_path), torch.randn(3, 256).half()
+    assert_close(again, model, torch.float16, torch.float16)
+    assert torch.equal(run(again, {"x": x}), run(model, {"x": x}))
+    wide = Net.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    assert_close(wide, model, torch.float32, torch.float16)
 
 
 def test_loading_a_packed_model_is_still_refused_a_cast_by_diffusers(transformer, tmp_path):

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file, save_file
 
 from modelopt_nb import CheckpointError, enable, make_config, quantize
+from modelopt_nb.upstream.repairs.atomic_save.manifest import verify
 from tests.architectures import build, run
 from tests.upstream.repairs.test_users_files import small_pipeline
 
@@ -108,8 +109,10 @@ def test_a_model_of_another_class(saved, tmp_path):
     quantize(other, make_config("NVFP4"))
     other.save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "config.json", saved)
-    with pytest.raises(CheckpointError, match="the weights are of class SanaTransformer2DModel, and not PixArt"):
+    with pytest.raises(CheckpointError, match="config.json was altered"):
         load(saved)
+    with pytest.raises(CheckpointError, match="the weights are of class SanaTransformer2DModel, and not PixArt"):
+        verify(sorted(saved.glob("*.safetensors")), "PixArtTransformer2DModel")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +156,22 @@ def test_a_flipped_bit_or_a_cut_anywhere_is_refused(saved, inputs):
         file.write_bytes(good)
     assert refused >= 0.95 * count
     assert torch.equal(run(load(saved), inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["Sana", "T5"])
+def test_a_flipped_bit_in_the_configuration_names_the_file(name, tmp_path):
+    model, inputs = build(name)
+    quantize(model, make_config("NF4"))
+    model.save_pretrained(tmp_path)
+    file, dice, expected = tmp_path / "config.json", random.Random(0), run(model, inputs)
+    good = file.read_bytes()
+    for _ in range(200):
+        at = dice.randrange(len(good))
+        file.write_bytes(good[:at] + bytes([good[at] ^ (1 << dice.randrange(8))]) + good[at + 1 :])
+        with pytest.raises(CheckpointError, match="config.json was altered"):
+            type(model).from_pretrained(tmp_path)
+    file.write_bytes(good)
+    assert torch.equal(run(type(model).from_pretrained(tmp_path), inputs), expected)
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")

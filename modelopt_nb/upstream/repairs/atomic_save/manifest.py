@@ -71,6 +71,15 @@ def verify(files: Sequence[str | os.PathLike], class_name: str) -> None:
         raise CheckpointError(f"{unknown[0]} is not a file of the checkpoint that {MANIFEST} describes")
 
 
+def verify_config(folder: Path) -> None:
+    """Raise CheckpointError if ``config.json`` does not match the manifest, before anything in it is believed."""
+    path, entry = folder / "config.json", None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        entry = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][path.name]
+    if entry and path.exists():
+        _verify_file(path, entry)
+
+
 def _verify_pickle(path: Path) -> None:
     """Refuse ModelOpt's own state file if torch's weights-only unpickler does; nothing here uses its contents."""
     try:

@@ -11,14 +11,14 @@ from typing import Any
 
 from diffusers import AutoModel, ConfigMixin, DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
-from modelopt.torch.opt import ModeloptStateManager
 from torch import nn
 
-from modelopt_nb.upstream.layers import has_packed_layers, is_packed
+from modelopt_nb.upstream.layers import has_packed_layers
 from modelopt_nb.upstream.packed_weights import packed_dtype
 from modelopt_nb.upstream.repairs.atomic_save.atomic_folder import atomic_folder, load_whole, manifests
-from modelopt_nb.upstream.repairs.atomic_save.manifest import HUB, verify, write_manifest
+from modelopt_nb.upstream.repairs.atomic_save.manifest import HUB, verify, verify_config, write_manifest
 from modelopt_nb.upstream.repairs.base import Patch, Repair
+from modelopt_nb.upstream.repairs.pack_while_loading.described import check_described, says_packed
 from modelopt_nb.upstream.repairs.pack_while_loading.diffusers_quantizer import DiffusersQuantizer
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import model_classes
 
@@ -76,11 +76,11 @@ def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         is_pipeline = isinstance(model, DiffusionPipeline)
         parts = model.components if is_pipeline else {type(model).__name__: model}
-        packed = {name: part for name, part in parts.items() if has_packed_layers(part)}
+        packed = {name: part for name, part in parts.items() if has_packed_layers(part) or says_packed(part)}
         if not packed and not manifests(Path(save_directory)):
             return original(model, save_directory, *args, **kwargs)
         for name, part in packed.items():
-            _check_described(name, part)
+            check_described(name, part)
         given = signature.bind(model, save_directory, *args, **kwargs).arguments
         if not given.get("is_main_process", kwargs.get("is_main_process", True)):
             return None  # the main process writes all files
@@ -98,20 +98,6 @@ def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
     return save_pretrained
 
 
-def _check_described(name: str, model: Any) -> None:
-    """Refuse a model with packed layers that its configuration does not describe: it would load as garbage."""
-    model = getattr(model, "_orig_mod", model)  # a compiled one
-    packed = {layer for layer, module in model.named_modules() if is_packed(module)}
-    report = getattr(getattr(model, "hf_quantizer", None), "report", None)
-    by_modelopt = hasattr(type(model), "_modelopt_cache") and hasattr(model, ModeloptStateManager._state_key)
-    described = {layer.name for layer in report.packed} if report else packed if by_modelopt else set()
-    if other := packed ^ described:
-        raise ValueError(
-            f"{name}: {min(other)!r} is not packed as its quantization_config says, and would load as garbage. Allowed:"
-            f" quantize() of the whole model, not of parts; modules_to_not_convert= or per_layer= choose its layers"
-        )
-
-
 def _whole(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +109,7 @@ def _whole(original: Callable[..., Any]) -> Callable[..., Any]:
             if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
                 return original(cls, *args, **kwargs)
             folder = Path(source, kwargs.get("subfolder") or "")
-            return load_whole(folder, lambda: original(cls, *args, **kwargs))
+            return load_whole(folder, lambda: verify_config(folder) or original(cls, *args, **kwargs))
         finally:
             HUB.reset(token)
 

@@ -21,10 +21,10 @@ def main_dtype(saved: str | Mapping[str, str]) -> str:
     return saved if isinstance(saved, str) else Counter(saved.values()).most_common(1)[0][0]
 
 
-def float_dtypes(files: Sequence[Path]) -> dict[str, str]:
-    """Return the dtype of every tensor in safetensors files that is of 16 bits or more."""
-    found = {}
+def stored_dtypes(files: Sequence[Path]) -> dict[str, str]:
+    """Return the dtype of every tensor in safetensors files; "" if it is no float of 16 bits or more."""
+    found: dict[str, str] = {}
     for path in (path for path in files if path.suffix == ".safetensors"):
         with safe_open(path, "pt") as file:
-            found |= {name: FLOATS.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
-    return {name: dtype for name, dtype in found.items() if dtype}
+            found |= {name: FLOATS.get(file.get_slice(name).get_dtype(), "") for name in file.keys()}  # noqa: SIM118
+    return found
