@@ -17,7 +17,7 @@ class Repair(ABC):
 
     name: str
     broken: str
-    versions: str
+    versions = "nvidia-modelopt 0.47.0 and earlier"
     issue: str
     applied = False
 
