@@ -47,7 +47,12 @@ def finish_packing(model: nn.Module) -> None:
         mtq.compress(model, mtq.config.CompressConfig(quant_gemm=next(model.parameters()).is_cuda))
     plain = vars(model).pop(PLAIN, {})
     for _, state in ModeloptStateManager(model).state_dict():  # which mto.restore compares with a wrapped model
-        state["metadata"].get("quantizer_state", {}).update(plain)
+        quantizers = state["metadata"].get("quantizer_state", {})
+        quantizers.update(plain)
+        for name in quantizers:  # of a convolution, mto.restore asks for the amax that is dropped here
+            layer, _, which = name.rpartition(".")
+            if which == "weight_quantizer" and is_packed(model.get_submodule(layer)):
+                quantizers[name]["_pytorch_state_metadata"]["buffers"].pop("_amax", None)
     _drop_packed_amax(model)
     model.register_load_state_dict_pre_hook(_refuse_dense)
     vars(model).update({name: refuse for name, refuse in REFUSED.items() if hasattr(model, name)})

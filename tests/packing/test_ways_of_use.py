@@ -189,6 +189,20 @@ def test_modelopts_own_save_and_restore(quant_type, tmp_path):
     assert torch.equal(restored(x), model(x))
 
 
+@pytest.mark.parametrize("scheme", ["FP8", "FP8 channel", "INT8", "INT8 channel"])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
+def test_modelopts_own_save_and_restore_of_a_convolution(scheme, kind, tmp_path):
+    model, x = nn.Sequential(kind(16, 16, 3), nn.Conv2d(16, 16, 1)), torch.randn(1, 16, 8, 8)
+    x = x[:, :, 0] if kind is nn.Conv1d else x
+    dense = copy.deepcopy(model)
+    quantize(model, make_config(scheme))
+    with quiet():
+        mto.save(model, tmp_path / "model.pt")
+        restored = mto.restore(dense, tmp_path / "model.pt")
+    assert has_packed_layers(restored[:1])
+    assert torch.equal(restored[0](x), model[0](x))
+
+
 def multiplied(device="cpu"):
     """Return the outputs of a layer by ModelOpt's FP8 product, and by its fallback."""
     layer, x = nn.Sequential(nn.Linear(256, 128)).to(device).bfloat16(), torch.randn(64, 256).to(device).bfloat16()
