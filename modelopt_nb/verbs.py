@@ -29,9 +29,8 @@ _enabling = threading.RLock()
 def all_repairs() -> tuple[repairs.Repair, ...]:
     """Return every repair, with the parts of the kit that it puts in place."""
     numbers = repairs.Nf4ReadBack(), repairs.Zeros(), repairs.CalibratedScales(), repairs.HistogramMse()
-    packed = repairs.PackedDtype(), repairs.PackedCopies(), repairs.PackedCasts()
     with_kit = repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)
-    return (*numbers, *packed, *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
+    return (*numbers, repairs.PackedModules(), *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
 
 
 def repair_states() -> dict[str, str]:

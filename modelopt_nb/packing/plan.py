@@ -70,6 +70,9 @@ def plan(model: nn.Module | ModelRows, config: ModelOptConfig, stored: Mapping[s
         raise ValueError(f"model={model.kind} has nothing to quantize. Needed: dense linear layers or convolutions")
     if packed := [row.name for row in model.rows if row.is_packed]:
         raise ValueError(f"model={model.kind} is quantized already ({packed[0]} is packed). Load a dense one")
+    if adapted := [name for name in model.modules if name.endswith(".base_layer")]:
+        wrong = f"model={model.kind} has an adapter in {adapted[0].removesuffix('.base_layer')}"
+        raise ValueError(f"{wrong}. Load adapters after quantizing, or fuse and unload them before")
     names = [row.name for row in model.rows]
     lenient = config.lenient or config.packed_dtype is not None  # from Diffusers' class, or saved
     excluded = {

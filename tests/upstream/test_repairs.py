@@ -184,9 +184,11 @@ PROOFS = {
         (scales_are_computed_in_float32, (AssertionError, RuntimeError)),
     ],
     "histogram-mse": [(mse_calibrates("INT8"), AssertionError), (mse_calibrates("FP8"), ValueError)],
-    "packed-dtype": [(packed_weights_have_the_dtype_they_are_read_as, AssertionError)],
-    "packed-copies": [(copies_are_packed, TypeError)],
-    "packed-casts": [(casts_keep_packed_weights, Exception)],
+    "packed-modules": [
+        (packed_weights_have_the_dtype_they_are_read_as, AssertionError),
+        (copies_are_packed, TypeError),
+        (casts_keep_packed_weights, Exception),
+    ],
     "config-class": [
         (diffusers_configuration_works, TypeError),
         (wrong_types_raise, pytest.fail.Exception),

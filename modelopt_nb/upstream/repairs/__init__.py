@@ -11,9 +11,7 @@ from modelopt_nb.upstream.repairs.config_class import ConfigClass
 from modelopt_nb.upstream.repairs.histogram_mse import HistogramMse
 from modelopt_nb.upstream.repairs.nf4_read_back import Nf4ReadBack
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import PackWhileLoading, model_classes
-from modelopt_nb.upstream.repairs.packed_casts import PackedCasts
-from modelopt_nb.upstream.repairs.packed_copies import PackedCopies
-from modelopt_nb.upstream.repairs.packed_dtype import PackedDtype
+from modelopt_nb.upstream.repairs.packed_modules import PackedModules
 from modelopt_nb.upstream.repairs.restore_from_config import RestoreFromConfig
 from modelopt_nb.upstream.repairs.zeros import Zeros
 
@@ -24,9 +22,7 @@ __all__ = [
     "HistogramMse",
     "Nf4ReadBack",
     "PackWhileLoading",
-    "PackedCasts",
-    "PackedCopies",
-    "PackedDtype",
+    "PackedModules",
     "Repair",
     "RestoreFromConfig",
     "Zeros",

@@ -1,12 +1,13 @@
 """What every repair is: a fault of an upstream release, a probe for it, and what replaces what."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from typing import Any
+from unittest import mock
 
 Patch = tuple[Any, str, Any]  # owner, attribute or key, replacement
 #: In the header of every safetensors file that is saved: a manifest of this format belongs to it.
 METADATA = {"modelopt_nb": "1"}
-_ABSENT = object()
 
 
 class Repair(ABC):
@@ -17,7 +18,7 @@ class Repair(ABC):
 
     name: str
     broken: str
-    versions: str
+    versions = "nvidia-modelopt 0.47.0 and earlier"
     issue: str
     applied = False
 
@@ -38,30 +39,14 @@ class Repair(ABC):
 
     def apply(self) -> None:
         """Switch the repair on."""
-        patches = self.patches()
-        self._originals = [(owner, name, _members(owner).get(name, _ABSENT)) for owner, name, _ in patches]
-        for owner, name, value in patches:
-            _set(owner, name, value)
+        with contextlib.ExitStack() as undo:
+            for owner, name, value in self.patches():
+                entry = mock.patch.dict(owner, {name: value}) if isinstance(owner, dict) else None
+                undo.enter_context(entry or mock.patch.object(owner, name, value, create=True))
+            self._undo = undo.pop_all()
         self.applied = True
 
     def remove(self) -> None:
         """Switch the repair off."""
-        for owner, name, value in reversed(self._originals):
-            _set(owner, name, value)
+        self._undo.close()
         self.applied = False
-
-
-def _members(owner: Any) -> Any:
-    return owner if isinstance(owner, dict) else vars(owner)
-
-
-def _set(owner: Any, name: str, value: Any) -> None:
-    if isinstance(owner, dict):
-        if value is _ABSENT:
-            del owner[name]
-        else:
-            owner[name] = value
-    elif value is _ABSENT:
-        delattr(owner, name)
-    else:
-        setattr(owner, name, value)

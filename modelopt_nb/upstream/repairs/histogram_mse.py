@@ -15,7 +15,6 @@ class HistogramMse(Repair):
 
     name = "histogram-mse"
     broken = "_compute_amax_mse passes num_bits in the place of bias: INT8 gets a wrong amax, and FP8 a TypeError"
-    versions = "nvidia-modelopt 0.47.0 and earlier"
     issue = "not reported upstream; modelopt/torch/quantization/calib/histogram.py, _compute_amax_mse"
 
     def needed(self) -> bool:

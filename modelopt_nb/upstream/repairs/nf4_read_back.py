@@ -14,7 +14,6 @@ class Nf4ReadBack(Repair):
 
     name = "nf4-read-back"
     broken = "NF4QTensor.dequantize flattens the int8 block scales before dividing by the double scale of each row"
-    versions = "nvidia-modelopt 0.47.0 and earlier"
     issue = "not reported upstream; modelopt/torch/quantization/qtensor/nf4_tensor.py, _dequantize_scalers"
 
     def needed(self) -> bool:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
 from torch import nn
 
+from modelopt_nb.upstream.packed_weights import make_dense
 from modelopt_nb.upstream.repairs.base import METADATA
 from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import copied, main_dtype
 
@@ -98,3 +100,8 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         self.report = self.packer.finish()
         return model
+
+    def _dequantize(self, model: Any) -> nn.Module:
+        model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "quantization_config"})
+        vars(model).pop("quantization_method", None)
+        return make_dense(model)

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
+from modelopt_nb.upstream.packed_weights import make_dense
 from modelopt_nb.upstream.repairs.base import METADATA
 from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import copied
 
@@ -40,6 +41,9 @@ class TransformersQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         self.report = self.packer.finish()
         return model
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        return make_dense(model)
 
     def is_serializable(self) -> bool:
         return True
