@@ -1,4 +1,4 @@
-"""Describe the layers that ModelOpt can pack, as rows that need no model afterwards."""
+"""Describe linear layers and convolutions, as rows that need no model afterwards."""
 
 import math
 from collections.abc import Container
@@ -24,6 +24,7 @@ class LayerRow:
     is_convolution: bool
     is_pointwise: bool
     is_packed: bool
+    is_known: bool  # ModelOpt has a quantized class for it
     shared_with: str  # another module with the same weight, or ""; the first of such layers has the bytes
 
 
@@ -39,12 +40,11 @@ class ModelRows:
 
 
 def describe_layers(model: nn.Module) -> ModelRows:
-    """Describe the linear layers and convolutions that ModelOpt can pack. Works on the meta device; reads no weight."""
+    """Describe the linear layers and convolutions, of all classes. Works on the meta device; reads no weight."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}. Allowed: a model, such as a pipeline's transformer")
     modules = dict(model.named_modules())
     layers = {n: m for n, m in modules.items() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
-    layers = {n: m for n, m in layers.items() if isinstance(m, QuantModule) or type(m) in QuantModuleRegistry}
     layers = {n: m for n, m in layers.items() if m._parameters.get("weight") is not None}
     weightless = (name for name, m in modules.items() if name not in layers and type(m) in QuantModuleRegistry)
     in_float32 = frozenset(getattr(model, "_keep_in_fp32_modules", None) or ())
@@ -69,6 +69,7 @@ def _row(name: str, layer: nn.Module, owners: list[str], layers: Container[str])
         is_convolution=isinstance(layer, nn.modules.conv._ConvNd),
         is_pointwise=is_pointwise(layer),
         is_packed=is_packed(layer),
+        is_known=isinstance(layer, QuantModule) or type(layer) in QuantModuleRegistry,
         shared_with=next((owner for owner in owners if owner != name), ""),
     )
 
