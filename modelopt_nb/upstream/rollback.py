@@ -16,10 +16,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _name_layer(error: BaseException, model: nn.Module) -> None:
     """Note in which layer of ``model`` an error was raised."""
-    names = {id(module): name for name, module in model.named_modules() if name}
-    values = (v for frame, _ in traceback.walk_tb(error.__traceback__) for v in frame.f_locals.values())
-    if found := [names[id(value)] for value in values if id(value) in names]:
-        error.add_note(f"memory is full in {found[-1]} of {type(model).__name__}, which is dense again")
+    names, last = {id(module): name for name, module in model.named_modules() if name}, "a part"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        last = next((names[id(value)] for value in frame.f_locals.values() if id(value) in names), last)
+    error.add_note(f"memory is full in {last} of {type(model).__name__}, which is dense again")
 
 
 @contextlib.contextmanager
