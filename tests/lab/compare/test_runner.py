@@ -381,9 +381,9 @@ def test_identical_images_are_counted_and_not_averaged(small, monkeypatch):
 
 def test_the_caption_names_all_devices_and_dtypes():
     linear = torch.nn.Linear
-    mixed = torch.nn.Sequential(linear(2, 2), linear(8, 8).bfloat16(), linear(4, 4, device="meta"))
-    assert machine(mixed).startswith("CPU and META, bfloat16 and float32, torch ")
-    assert machine(mixed[0]).startswith("CPU, float32, torch ")
+    various = torch.nn.Sequential(linear(2, 2), linear(8, 8).bfloat16(), linear(4, 4, device="meta"))
+    assert machine(various).startswith("CPU and META, bfloat16 and float32, torch ")
+    assert machine(various[0]).startswith("CPU, float32, torch ")
 
 
 @pytest.mark.cuda

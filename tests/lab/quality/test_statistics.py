@@ -27,9 +27,9 @@ def test_the_median_is_of_the_finite_values(values, expected, bounded):
 
 
 def test_the_medians_interval_repeats_and_covers_it():
-    draws = np.random.default_rng(0).normal(30, 2, (60, 25))
-    bounds = [median_interval(list(row)) for row in draws]
-    assert bounds[0] == median_interval(list(draws[0])) and bounds[0][0] < median(list(draws[0])) < bounds[0][1]
+    samples = np.random.default_rng(0).normal(30, 2, (60, 25))
+    bounds = [median_interval(list(row)) for row in samples]
+    assert bounds[0] == median_interval(list(samples[0])) and bounds[0][0] < median(list(samples[0])) < bounds[0][1]
     assert sum(low <= 30 <= high for low, high in bounds) >= 0.9 * len(bounds)
 
 
