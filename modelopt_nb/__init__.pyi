@@ -65,6 +65,7 @@ from .memory.weight_bytes import MIB as MIB
 from .memory.weight_bytes import WeightBytes as WeightBytes
 from .memory.weight_bytes import weight_bytes as weight_bytes
 from .packing.calibrate import NEED_LOOP as NEED_LOOP
+from .packing.calibrate import calibrate as calibrate
 from .packing.calibrate import check_algorithm as check_algorithm
 from .packing.input_amax import input_amax as input_amax
 from .packing.plan import LayerPlan as LayerPlan

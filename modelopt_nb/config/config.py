@@ -96,8 +96,6 @@ class ModelOptConfig(NVIDIAModelOptConfig):
             raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
         if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
             raise ValueError(f"percentile={percentile!r} is not allowed. Allowed: above 0, up to 100")
-        arguments.pop("calib_cfg", None)  # in checkpoints of the first version, which have the algorithm twice
-        per_layer = arguments.pop("mixed", None) or per_layer  # as it was called there
         if (method := arguments.pop("quant_method", "modelopt")) != "modelopt":
             raise ValueError(f"quant_method={method!r} is not 'modelopt'")
 

@@ -12,6 +12,8 @@ import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+CLEAR_REFS = Path("/proc/self/clear_refs")  # exists on Linux
+
 
 @dataclass
 class PeakMemory:
@@ -19,7 +21,8 @@ class PeakMemory:
 
     ``tensors``: the tensors made inside the block, the same in every run. ``resident``: the process's resident set (the
     kernel's figure on Linux, sampled elsewhere); ``anonymous``: its part that no file backs, sampled, on Linux.
-    ``cuda_allocated``, ``cuda_reserved``: PyTorch's allocator.
+    ``cuda_allocated``, ``cuda_reserved``: PyTorch's allocator, the sum over all CUDA devices; ``cuda_grown``: what it
+    allocated above that of before the block. ``missing`` says why ``resident`` is None.
     """
 
     tensors: int | None = None
@@ -27,6 +30,8 @@ class PeakMemory:
     anonymous: int | None = None
     cuda_allocated: int | None = None
     cuda_reserved: int | None = None
+    cuda_grown: int | None = None
+    missing: str = ""
 
 
 class tensor_memory(TorchDispatchMode):  # noqa: N801
@@ -68,11 +73,15 @@ def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
     Source: ``VmHWM`` and ``RssAnon`` of ``/proc/self/status``, reset through ``/proc/self/clear_refs``.
     """
     peak, stop, samples = PeakMemory(), threading.Event(), [_resident()]
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+    if CLEAR_REFS.exists():
+        try:
+            CLEAR_REFS.write_text("5")
+        except OSError as error:
+            peak.missing = f"resident: VmHWM has the peak of before, since {CLEAR_REFS} cannot be written: {error}"
+    devices = range(torch.cuda.device_count())
+    for device in devices:
+        torch.cuda.reset_peak_memory_stats(device)
+    before = sum(map(torch.cuda.memory_allocated, devices))
 
     def sample() -> None:
         while not stop.wait(interval):
@@ -88,12 +97,13 @@ def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
         sampler.join()
         samples.append(_resident())
         peak.tensors = tensors.peak
-        peak.resident = _status("VmHWM") or max(resident for resident, _ in samples)
+        sampled = max(resident for resident, _ in samples)
+        peak.resident = None if peak.missing else _status("VmHWM") or sampled
         peak.anonymous = max((size for _, size in samples if size is not None), default=None)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            peak.cuda_allocated = torch.cuda.max_memory_allocated()
-            peak.cuda_reserved = torch.cuda.max_memory_reserved()
+        if devices:
+            peak.cuda_allocated = sum(map(torch.cuda.max_memory_allocated, devices))
+            peak.cuda_reserved = sum(map(torch.cuda.max_memory_reserved, devices))
+            peak.cuda_grown = peak.cuda_allocated - before
 
 
 def _resident() -> tuple[int, int | None]:

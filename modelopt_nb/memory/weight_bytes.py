@@ -43,11 +43,6 @@ class WeightBytes:
         return self.bits_per_weight / 16
 
 
-def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes of a tensor, packed or not."""
-    return tensor.nbytes
-
-
 def stored_dtype(tensor: torch.Tensor) -> str:
     """Return the dtype of a tensor's bytes, by name. The ``dtype`` of a packed weight is the one it is read as."""
     return str(vars(torch._C.TensorBase)["dtype"].__get__(tensor)).removeprefix("torch.")
@@ -59,6 +54,6 @@ def weight_bytes(model: nn.Module) -> WeightBytes:
     parameters = {id(p): p for p in model.parameters()}
     by_dtype: Counter[str] = Counter()
     for tensor in (parameters | {id(b): b for b in model.buffers()}).values():
-        by_dtype[stored_dtype(tensor)] += tensor_bytes(tensor)
+        by_dtype[stored_dtype(tensor)] += tensor.nbytes
     shapes = (getattr(p, "metadata", {"shape": p.shape})["shape"] for p in parameters.values())  # packed: the dense one
     return WeightBytes(dict(by_dtype), sum(map(math.prod, shapes)))

@@ -11,6 +11,7 @@ from modelopt_nb.config.quant_types import split_quant_type
 from modelopt_nb.packing.input_amax import run_forward_loop
 from modelopt_nb.packing.plan import Plan, check_config
 from modelopt_nb.upstream.quantizers import collect_amax, has_channel_scales, run_calibration
+from modelopt_nb.upstream.rollback import is_out_of_memory
 
 ForwardLoop = Callable[[nn.Module], None]
 #: Algorithms that scale the input channels of layers.
@@ -67,7 +68,8 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Calibrate a model that has quantizers, from the ``amax`` of its inputs if known, else with the forward loop.
 
-    Raises as :func:`run_forward_loop` does, and ValueError for an algorithm that fails on this scheme.
+    Raises as :func:`run_forward_loop` does, ValueError for an algorithm that fails on this scheme, torch's own error if
+    memory is full.
     """
     method, in_loop = config.algorithm["method"], []
 
@@ -83,7 +85,7 @@ def calibrate(
         how = config.activation_calibrator, config.percentile
         run_calibration(model, config.algorithm, run if loop else None, *how)
     except Exception as error:
-        if in_loop:  # the loop's own error
+        if in_loop or is_out_of_memory(error):  # the loop's own error
             raise
         wrong = f"algorithm={method!r} cannot be used with quant_type={config.quant_type!r}"
         raise ValueError(f"{wrong}: {error}") from error

@@ -135,6 +135,8 @@ def _plan_layer(
         reason = f"{', '.join(kept)}: the model's class {asks}"
     if row.shared_with:
         reason = f"it shares its weight with {row.shared_with}"
+    if not row.is_known:
+        reason = f"ModelOpt packs no {row.kind}"
     layout, shape = None, row.shape[:2] if linear else row.shape
     if not reason and cfg is not None:
         layout = WeightLayout.from_cfg(cfg)

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from modelopt_nb.config.activations import ACTIVATION_SCALES
 from modelopt_nb.config.config import ModelOptConfig
-from modelopt_nb.memory.weight_bytes import WeightBytes, stored_dtype, tensor_bytes, weight_bytes
+from modelopt_nb.memory.weight_bytes import MIB, WeightBytes, stored_dtype, weight_bytes
 from modelopt_nb.packing.plan import LayerPlan, Plan
 from modelopt_nb.upstream.layers import is_packed
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`modelopt_nb.quantize` did: every quantizable layer, and the model's bytes before and after.
+    """What :func:`modelopt_nb.quantize` did: every layer, and the model's bytes before and after.
 
-    ``precision`` says what weights and activations are rounded to, such as ``"W8A8 static tensor"``. A packed layer
-    multiplies in the model's dtype, unless ModelOpt has a low-precision product for it on CUDA.
+    ``layers`` are the linear layers and convolutions, ``rest`` all other parameters and buffers, by their full names:
+    the bytes of both together are those of the model. ``precision`` says what weights and activations are rounded to,
+    such as ``"W8A8 static tensor"``. A packed layer multiplies in the model's dtype, unless ModelOpt has a
+    low-precision product for it on CUDA.
     """
 
     quant_type: str
@@ -30,21 +33,18 @@ class Report:
     before: WeightBytes
     after: WeightBytes
     precision: str
+    rest: tuple[LayerPlan, ...] = ()
 
     @classmethod
     def measure(cls, model: nn.Module, config: ModelOptConfig, plan: Plan) -> "Report":
         """Measure a model that was packed as ``plan`` says. Raises RuntimeError if it was not."""
-        after, layers = weight_bytes(model), tuple(_measured(model, layer) for layer in plan.layers)
-        dense = Counter(after.by_dtype)
-        for name, tensor in model.named_buffers():
-            dense[stored_dtype(tensor)] -= tensor_bytes(tensor) if "_quantizer." in name else 0  # scales
-        for layer in (x for x in layers if x.packed):
-            weight: Any = model.get_submodule(layer.name).weight
-            dense[stored_dtype(weight)] -= tensor_bytes(weight)
-            dense[layer.dtype] += layer.dense_bytes
-        before = WeightBytes({dtype: size for dtype, size in dense.items() if size}, after.weights)
+        layers = tuple(_measured(model, layer) for layer in plan.layers)
+        rest, after, before = tuple(_rest(model, layers)), weight_bytes(model), Counter[str]()
+        for x in (*layers, *rest):
+            before[x.dtype] += x.dense_bytes
+        dense = WeightBytes({dtype: size for dtype, size in before.items() if size}, after.weights)
         quant_type = "per layer" if config.per_layer else config.quant_type
-        return cls(quant_type, layers, before, after, _precision(config, plan))
+        return cls(quant_type, layers, dense, after, _precision(config, plan), rest)
 
     @property
     def packed(self) -> tuple[LayerPlan, ...]:
@@ -53,11 +53,11 @@ class Report:
 
     @property
     def frame(self) -> "pd.DataFrame":
-        """A row per layer: kind, shape, packed, reason if not, bytes before and after."""
+        """A row per layer, then per other tensor: kind, shape, packed, reason if not, bytes before and after."""
         import pandas as pd
 
         fields = {"name": "layer", "dense_bytes": "bytes before", "packed_bytes": "bytes after"}
-        frame = pd.DataFrame([vars(x) for x in self.layers]).rename(columns=fields).set_index("layer")
+        frame = pd.DataFrame([vars(x) for x in (*self.layers, *self.rest)]).rename(columns=fields).set_index("layer")
         return frame[["kind", "shape", "packed", "reason", "bytes before", "bytes after"]]
 
     @property
@@ -66,14 +66,18 @@ class Report:
         return sum(x.packed_bytes for x in self.packed) / (2 * sum(math.prod(x.shape) for x in self.packed))
 
     def __str__(self) -> str:
-        text = f"{self.quant_type} ({self.precision}): packed {len(self.packed)} of {len(self.layers)} layers, "
-        text += (
+        sizes = (
             f"{self.before.mib:.2f} MiB -> {self.after.mib:.2f} MiB ({self.after.bits_per_weight:.2f} bits per weight)"
         )
+        packed = f"packed {len(self.packed)} of {len(self.layers)} layers, {sizes}"
+        text = f"{self.quant_type} ({self.precision}): {packed}"
         for reason in dict.fromkeys(x.reason for x in self.layers if x.reason):
             names = [x.name for x in self.layers if x.reason == reason]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             text += f"\n  dense: {', '.join(names[:3])}{more}: {reason}"
+        if self.rest:
+            kinds = ", ".join(f"{count} of {kind}" for kind, count in Counter(x.kind for x in self.rest).most_common())
+            text += f"\n  dense: {sum(x.packed_bytes for x in self.rest) / MIB:.2f} MiB of other tensors: {kinds}"
         return text
 
 
@@ -81,8 +85,27 @@ def _measured(model: nn.Module, layer: LayerPlan) -> LayerPlan:
     module: Any = model.get_submodule(layer.name)
     if is_packed(module) != layer.packed:
         raise RuntimeError(f"ModelOpt {'did not pack' if layer.packed else 'packed'} {layer.name}, against the plan")
-    tensors = [module.weight, *module.weight_quantizer.buffers()] if layer.packed else [module.weight]
-    return replace(layer, packed_bytes=sum(map(tensor_bytes, tensors)))
+    if not layer.packed:
+        return layer
+    return replace(layer, packed_bytes=sum(t.nbytes for t in (module.weight, *module.weight_quantizer.buffers())))
+
+
+def _rest(model: nn.Module, layers: Sequence[LayerPlan]) -> Iterator[LayerPlan]:
+    """Describe the parameters and buffers that are neither a layer's weight nor its scales. Shared ones count once."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    counted = {id(modules[x.name].weight) for x in layers}
+    counted |= {id(scale) for x in layers if x.packed for scale in modules[x.name].weight_quantizer.buffers()}
+    names = {x.name for x in layers}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if id(tensor) in counted:
+            continue
+        counted.add(id(tensor))
+        owner, _, attribute = name.rpartition(".")
+        kind = attribute if owner in names else type(modules[owner]).__name__  # such as bias
+        added = "_quantizer." in name  # by calibration
+        why = "the scale of activations" if added else f"a {kind}: no weight of a linear layer or convolution"
+        size = tensor.nbytes
+        yield LayerPlan(name, kind, tuple(tensor.shape), stored_dtype(tensor), False, why, 0 if added else size, size)
 
 
 def _precision(config: ModelOptConfig, plan: Plan) -> str:

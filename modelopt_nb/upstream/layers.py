@@ -1,4 +1,4 @@
-"""Describe the layers that ModelOpt can pack, as rows that need no model afterwards."""
+"""Describe linear layers and convolutions, as rows that need no model afterwards."""
 
 import math
 from collections.abc import Container
@@ -24,6 +24,7 @@ class LayerRow:
     is_convolution: bool
     is_pointwise: bool
     is_packed: bool
+    is_known: bool  # ModelOpt has a quantized class for it
     shared_with: str  # another module with the same weight, or ""; the first of such layers has the bytes
 
 
@@ -47,11 +48,10 @@ def check_model(model: object, with_weights: bool = False) -> None:
 
 
 def describe_layers(model: nn.Module, with_weights: bool = False) -> ModelRows:
-    """Describe the layers that ModelOpt can pack; reads no weight. Raises as :func:`check_model`; for a bare layer."""
+    """Describe linear layers and convolutions of all classes; reads no weight. Raises ValueError for a bare layer."""
     check_model(model, with_weights)
     modules = dict(model.named_modules())
     layers = {n: m for n, m in modules.items() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
-    layers = {n: m for n, m in layers.items() if isinstance(m, QuantModule) or type(m) in QuantModuleRegistry}
     layers = {n: m for n, m in layers.items() if m._parameters.get("weight") is not None}
     if "" in layers:
         raise ValueError(f"model={type(model).__name__} is a layer. Allowed: a model that holds it, as nn.Sequential")
@@ -82,6 +82,7 @@ def _row(name: str, layer: nn.Module, owners: list[str], layers: Container[str])
         is_convolution=isinstance(layer, nn.modules.conv._ConvNd),
         is_pointwise=is_pointwise(layer),
         is_packed=is_packed(layer),
+        is_known=isinstance(layer, QuantModule) or type(layer) in QuantModuleRegistry,
         shared_with=next((owner for owner in owners if owner != name), ""),
     )
 

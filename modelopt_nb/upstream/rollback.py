@@ -2,9 +2,24 @@
 
 import contextlib
 import copy
+import traceback
 from collections.abc import Iterator
 
+import torch
 from torch import nn
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is full, of a GPU or a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _name_layer(error: BaseException, model: nn.Module) -> None:
+    """Note in which layer of ``model`` an error was raised."""
+    names, last = {id(module): name for name, module in model.named_modules() if name}, "a part"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        last = next((names[id(value)] for value in frame.f_locals.values() if id(value) in names), last)
+    error.add_note(f"memory is full in {last} of {type(model).__name__}, which is dense again")
 
 
 @contextlib.contextmanager
@@ -17,7 +32,9 @@ def rollback_on_error(model: nn.Module, in_place: bool = False) -> Iterator[None
     weights = [(p, p.data, p.data.clone() if in_place else p.data) for p in model.parameters()]
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if is_out_of_memory(error):
+            _name_layer(error, model)
         for module, cls, state in before:
             module.__class__ = cls
             vars(module).clear()

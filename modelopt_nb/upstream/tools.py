@@ -1,5 +1,6 @@
 """Call ModelOpt's ``auto_quantize`` and its exporter."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,13 +40,13 @@ def auto_quantize_scores(
 
 def export_quantized(
     model: nn.Module, entries: list[dict[str, Any]], algorithm: dict[str, Any],
-    forward_loop: Callable[[nn.Module], None] | None, folder: Path,
+    calibrate: Callable[[nn.Module], None], folder: contextlib.AbstractContextManager[Path],
 ) -> None:  # fmt: skip
-    """Quantize a copy of a dense model and write it with ModelOpt's ``export_hf_checkpoint``."""
+    """Quantize a copy of a dense model, ``calibrate`` it, then write it with ModelOpt's ``export_hf_checkpoint``."""
     from modelopt.torch.export import export_hf_checkpoint  # needs transformers
 
     model = copy.deepcopy(model)
     insert_quantizers(model, entries, algorithm)
-    with quiet(), torch.random.fork_rng([]):  # ModelOpt runs the model on random inputs
-        mtq.calibrate(model, algorithm, forward_loop)
-        export_hf_checkpoint(model, export_dir=folder)
+    calibrate(model)
+    with folder as new, quiet(), torch.random.fork_rng([]):  # ModelOpt runs the model on random inputs
+        export_hf_checkpoint(model, export_dir=new)

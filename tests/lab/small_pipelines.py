@@ -141,6 +141,56 @@ def z_image() -> Any:
     )  # fmt: skip
 
 
+def mochi() -> Any:
+    """Mochi, whose sigmas are a line and then a parabola."""
+    torch.manual_seed(0)
+    transformer = diffusers.MochiTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+        in_channels=12, out_channels=None, qk_norm="rms_norm", text_embed_dim=32, time_embed_dim=4,
+        activation_fn="swiglu", max_sequence_length=16,
+    ).eval()  # fmt: skip
+    vae = diffusers.AutoencoderKLMochi(
+        latent_channels=12, out_channels=3, encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5,
+    ).eval()  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    return diffusers.MochiPipeline(
+        transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=_t5(), tokenizer=_words()
+    )
+
+
+def qwen_image() -> Any:
+    """Qwen-Image, whose scheduler's shift divides 0 by 0 in one step."""
+    torch.manual_seed(0)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(8, 4, 4),
+    ).eval()  # fmt: skip
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    ).eval()  # fmt: skip
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "rope_theta": 1000000.0, "vocab_size": 1000,
+            "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16,
+        },
+        hidden_size=16, vocab_size=1000, vision_end_token_id=5, vision_start_token_id=6, vision_token_id=7,
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192,
+        shift_terminal=0.02, time_shift_type="exponential",
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        transformer=transformer, vae=vae, scheduler=scheduler, tokenizer=_words(),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config).eval(),
+    )  # fmt: skip
+
+
 #: Pipelines, the steps to run them with, and further arguments of their calls.
 SMALL = {
     "PNDM": (stable_diffusion, 4, {}),
@@ -149,4 +199,6 @@ SMALL = {
                            "max_sequence_length": 8}),
     "IF": (deepfloyd, 2, {"height": 16, "width": 16, "clean_caption": False}),
     "Z-Image": (z_image, 3, {"height": 32, "width": 32, "guidance_scale": 3.0, "max_sequence_length": 16}),
+    "Mochi": (mochi, 4, {"height": 16, "width": 16, "num_frames": 7, "max_sequence_length": 16}),
+    "Qwen-Image": (qwen_image, 3, {"height": 32, "width": 32, "max_sequence_length": 16}),
 }  # fmt: skip

@@ -42,7 +42,34 @@ def test_tensors_now_and_at_most():
 
 @pytest.mark.cuda
 def test_cuda_peaks():
+    kept = torch.ones(8 * MIB, device="cuda")
     with peak_memory() as peak:
-        torch.ones(MIB, device="cuda")
-    assert peak.cuda_allocated >= 4 * MIB
+        torch.ones(MIB, device=f"cuda:{torch.cuda.device_count() - 1}")
+    assert peak.cuda_grown == 4 * MIB  # without what was there before
+    assert peak.cuda_allocated >= peak.cuda_grown + kept.nbytes
     assert peak.cuda_reserved >= peak.cuda_allocated
+
+
+def test_every_cuda_device_is_asked(monkeypatch):
+    reset, before = [], {0: 100, 1: 10}
+    after = {0: 130, 1: 50}
+    for name, value in {
+        "device_count": lambda: 2, "reset_peak_memory_stats": reset.append, "memory_allocated": before.__getitem__,
+        "max_memory_allocated": after.__getitem__, "max_memory_reserved": lambda device: 200,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    with peak_memory() as peak:
+        pass
+    assert (reset, peak.cuda_allocated, peak.cuda_reserved, peak.cuda_grown) == ([0, 1], 180, 400, 70)
+
+
+def test_a_peak_of_before_is_not_reported(monkeypatch, tmp_path):
+    monkeypatch.setattr("modelopt_nb.memory.peak.CLEAR_REFS", tmp_path)  # a folder cannot be written
+    with peak_memory() as peak:
+        torch.ones(MIB)
+    assert peak.resident is None and peak.tensors == 4 * MIB
+    assert f"resident: VmHWM has the peak of before, since {tmp_path} cannot be written" in peak.missing
+    monkeypatch.setattr("modelopt_nb.memory.peak.CLEAR_REFS", tmp_path / "nothing")  # not Linux: sampled
+    with peak_memory() as peak:
+        pass
+    assert peak.resident and peak.missing == ""

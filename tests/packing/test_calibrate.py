@@ -1,11 +1,13 @@
 """Every scheme, activation and algorithm on one feed-forward; forward loops that fail."""
 
 import copy
+import functools
 
 import modelopt.torch.quantization as mtq
 import pytest
 import torch
 from diffusers.models.transformers.sana_transformer import GLUMBConv
+from modelopt.torch.quantization.nn import TensorQuantizer
 
 from modelopt_nb import ACTIVATION_SCALES, NEED_LOOP, SCHEMES, config_code, make_config, quantize
 from modelopt_nb.config.activations import CALIBRATORS
@@ -134,6 +136,37 @@ def test_bad_loops_leave_the_model_unchanged(transformer, inputs, scheme, algori
             quantize(transformer, config, lambda model, loop=loop: loop(model, inputs))
         assert is_unchanged(transformer, before), name
     quantize(transformer, config, lambda model: model(**inputs))  # and it can still be quantized
+
+
+@pytest.mark.parametrize("when", ["calibration", "the loop", "packing"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["CUDA", "CPU"],
+)
+def test_full_memory_is_not_blamed_on_the_algorithm(transformer, inputs, monkeypatch, when, error):
+    layer, before = "transformer_blocks.0.attn1.to_v", snapshot(transformer)
+    wanted = transformer.get_submodule(layer)
+
+    def full(module, *args):
+        if module is wanted or module is getattr(wanted, "weight_quantizer", None):
+            raise error
+
+    if when == "calibration":
+        forward = TensorQuantizer.forward
+        monkeypatch.setattr(TensorQuantizer, "forward", lambda m, *a: (full(m), forward(m, *a))[1])
+    elif when == "the loop":
+        monkeypatch.setitem(vars(wanted), "forward", functools.partial(full, wanted))
+    else:
+        compress = TensorQuantizer._real_quantize
+        monkeypatch.setattr(TensorQuantizer, "_real_quantize", lambda m, *a: (full(m), compress(m, *a))[1])
+    with pytest.raises(type(error)) as raised:
+        quantize(transformer, make_config("INT8_INT8"), lambda model: model(**inputs))
+    assert raised.value is error and layer in error.__notes__.pop()
+    assert is_unchanged(transformer, before)
 
 
 def presets() -> dict[str, dict]:

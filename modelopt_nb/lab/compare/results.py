@@ -1,5 +1,6 @@
 """The results of a comparison as a frame and a table."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -46,10 +47,12 @@ class Comparison:
 
         Memory and time are measured with packed weights; the time of an encoder or an autoencoder is that for one
         image. ``subject_ok`` and ``background_ok`` exist if :func:`modelopt_nb.compare` knows what the images show,
-        ``identical`` if some images equal those of dense, which are not in the mean PSNR.
+        ``identical`` if some images equal those of dense, which are not in the median PSNR.
         """
         rows = {v.name: v.numbers for v in self.variants}
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
+        known = [column.name for column in COLUMNS if column.name in frame]
+        frame = frame[[*known, *frame.columns.difference(known, sort=False)]]
         if "identical" in frame:
             frame["identical"] = frame["identical"].fillna(0).astype(int)
         frame.attrs["caption"] = self.caption
@@ -68,8 +71,11 @@ class Comparison:
 
 
 def machine(model: nn.Module) -> str:
-    """Return device, dtype and versions, for captions."""
-    parameter = next(model.parameters())
-    device = torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else parameter.device.type.upper()
+    """Return devices, dtypes (most weights first) and versions, for captions."""
+    devices, dtypes = Counter[str](), Counter[str]()
+    for p in model.parameters():
+        devices[torch.cuda.get_device_name(p.device) if p.is_cuda else p.device.type.upper()] += p.numel()
+        dtypes[str(p.dtype).removeprefix("torch.")] += p.numel()
+    names = [" and ".join(name for name, _ in counted.most_common()) for counted in (devices, dtypes)]
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "nvidia-modelopt"))
-    return f"{device}, {str(parameter.dtype).removeprefix('torch.')}, {packages}"
+    return f"{', '.join(names)}, {packages}"

@@ -148,16 +148,18 @@ class Runner:
         """Measure the peak memory in bytes while one image is generated in one denoising step, its prompt encoded too.
 
         If the scheduler cannot do one, in as few as it can.
-        On CUDA the peak of PyTorch's allocator. On a CPU, where PyTorch counts nothing, the weights of all models of
-        the pipeline plus the peak of the tensors made meanwhile (:attr:`modelopt_nb.PeakMemory.tensors`).
+        That is the weights of the pipeline's models on the component's device, plus the peak of what is allocated
+        meanwhile: by PyTorch's allocator on CUDA, in tensors (:attr:`modelopt_nb.PeakMemory.tensors`) on a CPU, where
+        it counts nothing.
         """
         with unchanged(self.pipeline), peak_memory() as memory:
             vars(self.pipeline).pop("encode_prompt", None)  # of caching()
             generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=self._fewest, **self.call)
-        if next(getattr(self.pipeline, self.part).parameters()).is_cuda:
-            return memory.cuda_allocated or 0
-        models = [part for part in self.pipeline.components.values() if hasattr(part, "parameters")]
-        return sum(weight_bytes(model).total for model in models) + (memory.tensors or 0)
+        models = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
+        devices = {part: {p.device.type for p in part.parameters()} for part in models}
+        here = devices[getattr(self.pipeline, self.part)]
+        grown = memory.cuda_grown if "cuda" in here else memory.tensors
+        return sum(weight_bytes(model).total for model in models if devices[model] & here) + (grown or 0)
 
     def _run(self, name: str, model: nn.Module, report: Report | None, reference: list[np.ndarray] | None) -> Variant:
         with with_component(self.pipeline, self.part, model):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from modelopt_nb import MIB, ModelOptConfig, Report, WeightBytes, check_algorithm, make_config, plan, quantize
-from modelopt_nb.lab.quality.statistics import finite_mean, percent
+from modelopt_nb.lab.quality.statistics import median, median_interval, percent
 
 #: The name of the model that is not quantized.
 DENSE = "dense"
@@ -65,19 +65,34 @@ class Column:
     explorer: bool = True  # shown by the explorer under each image
 
 
+def _with_bounds(
+    name: str, digits: int, source: str, find: Callable[[Variant], tuple[float | None, ...] | None], tables: bool
+) -> tuple[Column, ...]:
+    """Return a column and those of the bounds of its interval; ``find`` returns all three, or None."""
+
+    def end(index: int) -> Callable[[Variant], float | None]:
+        return lambda v: None if (found := find(v)) is None else found[index]
+
+    low, high = (f"{source}: {bound} bound of the 95 % interval" for bound in ("lower", "upper"))
+    return (
+        Column(name, digits, source, end(0), explorer=tables),
+        Column(f"{name} low", digits, low, end(1), bound=not tables, explorer=False),
+        Column(f"{name} high", digits, high, end(2), bound=not tables, explorer=False),
+    )
+
+
 def _correct(name: str) -> tuple[Column, ...]:
     """Percent of images whose ``name`` the classifier recognizes, with the bounds of its interval."""
 
-    def end(index: int) -> Callable[[Variant], float | None]:
-        return lambda v: None if v.correct is None else percent(v.correct[f"{name}_ok"].tolist())[index]
+    def find(v: Variant) -> tuple[float, float, float] | None:
+        return None if v.correct is None else percent(v.correct[f"{name}_ok"].tolist())
 
-    source = f"images whose {name} the classifier recognizes, percent"
-    low, high = (f"{source}: {bound} bound of the 95 % interval" for bound in ("lower", "upper"))
-    return (
-        Column(f"{name}_ok", 1, source, end(0), explorer=False),
-        Column(f"{name}_ok low", 1, low, end(1), bound=True, explorer=False),
-        Column(f"{name}_ok high", 1, high, end(2), bound=True, explorer=False),
-    )
+    return _with_bounds(f"{name}_ok", 1, f"images whose {name} the classifier recognizes, percent", find, False)
+
+
+def _median(name: str, digits: int, source: str, values: Callable[[Variant], list[float]]) -> tuple[Column, ...]:
+    """Median over the images, with the bounds of its interval."""
+    return _with_bounds(name, digits, source, lambda v: (median(values(v)), *median_interval(values(v))), True)
 
 
 #: The columns of :attr:`Comparison.frame`, of its tables and of the explorer, in their order.
@@ -89,8 +104,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("of dense", 2, "these bytes over those of the dense component"),
     Column("peak MiB", 0, "peak memory of generating one image: see Runner.peak", lambda v: v.peak / MIB),
     Column("s per step", 4, "time of the component in one denoising step of one image", lambda v: v.step, timing=True),
-    Column("PSNR dB", 1, "mean over the images that differ from dense: skimage", lambda v: finite_mean(v.psnr)),
-    Column("SSIM", 3, "mean over the images, against dense: skimage", lambda v: finite_mean(v.ssim)),
+    *_median("PSNR dB", 1, "median over the images that differ from dense: skimage", lambda v: v.psnr),
+    *_median("SSIM", 3, "median over the images, against dense: skimage", lambda v: v.ssim),
     *_correct("subject"),
     *_correct("background"),
     Column("identical", 0, "images equal to dense, if any", lambda v: v.psnr.count(math.inf) or None, explorer=False),

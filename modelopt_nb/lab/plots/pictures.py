@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from modelopt_nb.lab.compare.results import Comparison
-from modelopt_nb.lab.plots.style import PLAIN, frame_of, image_axes, label_row, mean_db
+from modelopt_nb.lab.plots.style import PLAIN, frame_of, image_axes, label_row, median_db
 
 
 def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
@@ -17,7 +17,7 @@ def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
     prompts, variants = comparison.prompts[:rows], comparison.variants
     figure, axes = image_axes(len(prompts), len(variants))
     for column, variant in enumerate(variants):
-        title = f"{variant.name}\n{variant.weights.mib:.1f} MiB, {mean_db(variant.psnr)}"
+        title = f"{variant.name}\n{variant.weights.mib:.1f} MiB, {median_db(variant.psnr)}"
         axes[0, column].set_title(title, fontsize=8, **PLAIN)
         for row in range(len(prompts)):
             axes[row, column].imshow(frame_of(variant.images[row]))

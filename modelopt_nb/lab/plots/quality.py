@@ -10,24 +10,24 @@ from matplotlib.figure import Figure
 
 from modelopt_nb.lab.compare.results import Comparison
 from modelopt_nb.lab.plots.style import FALLBACK, PLAIN, STYLE, plain_legend, single_axes, variant_style
-from modelopt_nb.lab.quality.statistics import finite_mean
+from modelopt_nb.lab.quality.statistics import median
 
 NOT_SHOWN = " (not shown: no finite PSNR)"
 
 
 def plot_quality(comparison: Comparison) -> Figure:
-    """Plot PSNR (mean, worst and best prompt) against the component's MiB, a point per variant; a line marks dense."""
+    """Plot PSNR (median, worst and best prompt) against the component's MiB, a point per variant; a line marks dense."""
     figure, ax = single_axes(6, 3.6)
     dense, *others = comparison.variants
     ax.axvline(dense.weights.mib, color=STYLE["dense"][0], linestyle="--", linewidth=1, label="dense")
     for variant in others:
         colour, marker = variant_style(variant)
         finite = [x for x in variant.psnr if math.isfinite(x)]
-        mean, mib, known = finite_mean(finite), variant.weights.mib, finite or [math.nan]
-        spread = [[mean - min(known)], [max(known) - mean]]
+        middle, mib, known = median(finite), variant.weights.mib, finite or [math.nan]
+        spread = [[middle - min(known)], [max(known) - middle]]
         label = variant.name if finite else f"{variant.name}{NOT_SHOWN}"
-        ax.errorbar(mib, mean, spread, color=colour, marker=marker, markersize=7, capsize=3, label=label)
-    ax.set_title("Quality against bytes: mean, worst and best prompt", fontsize=10)
+        ax.errorbar(mib, middle, spread, color=colour, marker=marker, markersize=7, capsize=3, label=label)
+    ax.set_title("Quality against bytes: median, worst and best prompt", fontsize=10)
     ax.set_xlim(left=0)
     _label_axes(ax, comparison)
     return figure

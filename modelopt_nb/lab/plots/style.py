@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from modelopt_nb import QUANT_TYPES
 from modelopt_nb.lab.compare.variants import Variant
-from modelopt_nb.lab.quality.statistics import finite_mean
+from modelopt_nb.lab.quality.statistics import median
 
 #: One colour and one marker per quant type, in every notebook.
 STYLE: dict[str, tuple[str, str]] = {
@@ -77,6 +77,6 @@ def label_row(ax: Axes, prompt: str) -> None:
     ax.set_ylabel("\n".join(textwrap.wrap(prompt, 20)), fontsize=7, **PLAIN)
 
 
-def mean_db(psnr: list[float]) -> str:
-    """Return the mean PSNR in dB as text; dense has none and is the reference."""
-    return f"{finite_mean(psnr):.1f} dB" if psnr else "the reference"
+def median_db(psnr: list[float]) -> str:
+    """Return the median PSNR in dB as text; dense has none and is the reference."""
+    return f"{median(psnr):.1f} dB" if psnr else "the reference"

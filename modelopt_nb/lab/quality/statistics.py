@@ -1,18 +1,31 @@
 """Confidence intervals and significance tests."""
 
 import math
-import statistics
 from collections.abc import Sequence
+from typing import Any
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binomtest, bootstrap
 
 FEWEST = 8  # answers that a verdict needs
 
 
-def finite_mean(values: Sequence[float]) -> float:
-    """Return the mean of the finite values; inf if all but NaN are infinite, NaN if there are none."""
+def median(values: Sequence[float]) -> float:
+    """Return the median of the finite values; inf if all but NaN are infinite, NaN if there are none."""
     known = [value for value in values if not math.isnan(value)] or [math.nan]
-    return statistics.fmean([value for value in known if math.isfinite(value)] or known)
+    return float(np.median([value for value in known if math.isfinite(value)] or known))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the bounds of the median's 95 % interval (``scipy.stats.bootstrap``), None for fewer than two finite.
+
+    The interval is the percentile one of 2000 resamples with a fixed seed, so it repeats.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return None, None
+    found: Any = bootstrap((finite,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def percent(correct: Sequence[bool]) -> tuple[float, float, float]:

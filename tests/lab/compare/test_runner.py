@@ -31,6 +31,7 @@ from modelopt_nb import (
     weight_errors,
 )
 from modelopt_nb.lab.compare import runner
+from modelopt_nb.lab.compare.results import machine
 from modelopt_nb.lab.compare.variants import COLUMNS
 from modelopt_nb.lab.pipelines.load import with_component
 from tests.conftest import ALL_TYPES
@@ -49,7 +50,8 @@ def test_one_row_per_variant_dense_first(comparison):
     frame = comparison.frame
     assert list(frame.index) == ["dense", *ALL_TYPES]
     assert list(frame.columns) == [
-        "precision", "weights MiB", "bits per weight", "of bf16", "peak MiB", "s per step", "PSNR dB", "SSIM",
+        "precision", "weights MiB", "bits per weight", "of bf16", "peak MiB", "s per step", "PSNR dB",
+        "PSNR dB low", "PSNR dB high", "SSIM", "SSIM low", "SSIM high",
     ]  # fmt: skip
     assert frame.loc["dense", ["PSNR dB", "SSIM"]].isna().all()
     rest = frame.drop(index="dense")
@@ -365,12 +367,34 @@ def test_identical_images_are_counted_and_not_averaged(small, monkeypatch):
     assert "identical" not in plain.frame
     dense = plain.images["dense"]
     images_of(monkeypatch, lambda index, images: [images, [dense[0], images[1]], dense, images][index])
-    frame = small_compare(small).frame
+    comparison = small_compare(small)
+    frame = comparison.frame
     assert frame["identical"].to_dict() == {"dense": 0, "INT8": 1, "FP8": 2, "INT8 channel": 0}
     psnr = {v.name: v.psnr for v in plain.variants}
     assert frame["PSNR dB"]["INT8"] == psnr["INT8"][1]
     assert frame["PSNR dB"]["FP8"] == float("inf")
-    assert frame["PSNR dB"]["INT8 channel"] == pytest.approx(np.mean(psnr["INT8 channel"]))
+    assert frame["PSNR dB"]["INT8 channel"] == pytest.approx(np.median(psnr["INT8 channel"]))
+    assert frame.loc["INT8 channel", ["PSNR dB low", "PSNR dB high"]].tolist() == sorted(psnr["INT8 channel"])
+    assert frame.loc[["INT8", "FP8"], ["PSNR dB low", "PSNR dB high"]].isna().all(axis=None)  # one value, and none
+    assert {"PSNR dB low", "SSIM high", "identical"} <= set(comparison.table().frame)
+
+
+def test_the_caption_names_all_devices_and_dtypes():
+    linear = torch.nn.Linear
+    various = torch.nn.Sequential(linear(2, 2), linear(8, 8).bfloat16(), linear(4, 4, device="meta"))
+    assert machine(various).startswith("CPU and META, bfloat16 and float32, torch ")
+    assert machine(various[0]).startswith("CPU, float32, torch ")
+
+
+@pytest.mark.cuda
+def test_the_peak_does_not_depend_on_the_number_of_prompts():
+    peaks = []
+    for count in (1, 64):
+        pipeline = stable_diffusion(DDIMScheduler()).to("cuda")
+        run = runner.Runner(pipeline, "unet", [f"cat {i}" for i in range(count)], list(range(count)), 2, 4, {}, int)
+        with run.caching():
+            peaks.append(run.run("dense", None).peak)
+    assert peaks[0] == peaks[1] > sum(weight_bytes(m).total for m in (pipeline.unet, pipeline.vae))
 
 
 def test_black_images_are_named_and_not_perfect(small, monkeypatch):

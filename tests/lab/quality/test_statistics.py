@@ -1,12 +1,36 @@
+import math
 import random
 
+import numpy as np
 import pytest
 
-from modelopt_nb.lab.quality.statistics import FEWEST, percent, verdict
+from modelopt_nb.lab.quality.statistics import FEWEST, median, median_interval, percent, verdict
 
 
 def test_percent_has_wilsons_interval():
     assert percent([True] * 9 + [False]) == pytest.approx((90.0, 59.58, 98.21), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "bounded"),
+    [
+        ([30.0, math.inf, 20.0, math.nan], 25.0, True),
+        ([30.0, math.inf], 30.0, False),
+        ([math.inf, math.inf, math.nan], math.inf, False),
+        ([20.0, 1000.0, 21.0], 21.0, True),
+    ],
+)
+def test_the_median_is_of_the_finite_values(values, expected, bounded):
+    assert median(values) == expected
+    assert (median_interval(values) != (None, None)) == bounded
+    assert math.isnan(median([])) and math.isnan(median([math.nan])) and median_interval([]) == (None, None)
+
+
+def test_the_medians_interval_repeats_and_covers_it():
+    samples = np.random.default_rng(0).normal(30, 2, (60, 25))
+    bounds = [median_interval(list(row)) for row in samples]
+    assert bounds[0] == median_interval(list(samples[0])) and bounds[0][0] < median(list(samples[0])) < bounds[0][1]
+    assert sum(low <= 30 <= high for low, high in bounds) >= 0.9 * len(bounds)
 
 
 def test_verdict():

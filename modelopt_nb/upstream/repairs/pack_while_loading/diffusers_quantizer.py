@@ -18,8 +18,8 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers.modelopt import NVIDIAModelOptQuantizer
 from torch import nn
 
-from modelopt_nb.upstream.packed_weights import make_dense
 from modelopt_nb.upstream.repairs.base import METADATA
+from modelopt_nb.upstream.repairs.pack_while_loading.dense import make_dense
 from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import copied, main_dtype
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from modelopt_nb.upstream.packed_weights import make_dense
 from modelopt_nb.upstream.repairs.base import METADATA
+from modelopt_nb.upstream.repairs.pack_while_loading.dense import make_dense
 from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import copied
 
 
