@@ -17,6 +17,7 @@ from tests.lab.conftest import interrupting
 
 CALL = {"steps": 2}
 NF4, INT8, INT8_INT8 = make_config("NF4"), make_config("INT8"), make_config("INT8_INT8")
+LINEAR = make_config("INT8", disable_conv_quantization=True)
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 STUB = Path(nb.__file__).with_suffix(".pyi")
 #: Public classes that hold values, and an error.
@@ -25,7 +26,10 @@ DATA_CLASSES = {
     "Plan", "QuantType", "Report", "Variant", "WeightBytes", "WeightLayout",
 }  # fmt: skip
 #: Lower-level verbs, and the one that calls them here.
-WITHIN = {"auto_quantize_scores": "fit_budget", "export_quantized": "export", "ModelOptConfig": "make_config"}
+WITHIN = {
+    "auto_quantize_scores": "fit_budget", "calibrate": "export", "export_quantized": "export",
+    "ModelOptConfig": "make_config",
+}  # fmt: skip
 
 
 def calls_of(pipeline, **options) -> list:
@@ -90,7 +94,7 @@ RUNNING = {
     "quantize: static": lambda p: packed(p, INT8_INT8, loop(p)),
     "quantize: smoothquant": lambda p: packed(p, make_config("INT8_INT8", algorithm="smoothquant"), loop(p)),
     "quantize: svdquant": lambda p: packed(p, make_config("INT4 block", algorithm="svdquant"), loop(p)),
-    "export": in_folder(lambda p, folder: nb.export(p.unet, INT8, folder / "new")),
+    "export": in_folder(lambda p, folder: nb.export(p.unet, LINEAR, folder / "new")),
     "input_amax": lambda p: inside(p, nb.input_amax(p.unet, ["conv_in"])),
     "peak_memory": lambda p: inside(p, nb.peak_memory()),
     "tensor_memory": lambda p: inside(p, nb.tensor_memory()),

@@ -83,5 +83,5 @@ def test_layers_that_modelopt_does_not_know_are_layers():
     report = check(model, make_config("INT8"))
     assert (len(report.packed), len(report.layers)) == (6, 33) == (len(layers) - len(causal), len(layers))
     assert "packed 6 of 33 layers" in str(report) and "packs no WanCausalConv3d" in str(report)
-    with pytest.raises(ValueError, match="would pack no layer of WanCausalConv3d: ModelOpt packs no WanCausalConv3d"):
-        plan(model.encoder.conv_in, make_config("INT8"))
+    with pytest.raises(ValueError, match="would pack no layer of Sequential: ModelOpt packs no WanCausalConv3d"):
+        plan(nn.Sequential(model.encoder.conv_in), make_config("INT8"))
