@@ -92,8 +92,7 @@ class Packer:
         """Calibrate and pack layers that wait for the forward loop, mark the model as packed, and return its report."""
         _align(self.model)
         for name, metadata in self.metadata.items():
-            stored = self.plan.layouts[name].type.stored
-            packed_weights.wrap_packed(self.model.get_submodule(name), metadata, stored)
+            packed_weights.wrap_packed(self.model.get_submodule(name), metadata, self.plan.layouts[name].type.stored)
         if not self.pre_quantized and self.config.forward_loop is not None:
             calibrate(self.model, self.config, self.plan, self.config.forward_loop)
         packed_weights.finish_packing(self.model)

@@ -96,8 +96,7 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
             if tensor in module._buffers:
                 module._buffers[tensor] = value
             else:
-                grad = module._parameters[tensor].requires_grad
-                module._parameters[tensor] = nn.Parameter(value, requires_grad=grad)
+                module._parameters[tensor] = nn.Parameter(value, module._parameters[tensor].requires_grad)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         self.report = self.packer.finish()
