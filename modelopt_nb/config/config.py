@@ -90,7 +90,7 @@ class ModelOptConfig(NVIDIAModelOptConfig):
             raise ValueError(f"modelopt_config={modelopt_config!r} is not ModelOpt's. Allowed: quant_cfg and algorithm")
         flags = {"weight_only": weight_only, "disable_conv_quantization": disable_conv_quantization}
         for name, value in (flags | {"pointwise_as_linear": pointwise_as_linear}).items():
-            if value not in (True, False, None):
+            if not (value is None or isinstance(value, bool)):  # NumPy's cannot be saved as JSON
                 raise TypeError(f"{name}={value!r} is not a truth value. Allowed: True, False or None")
         if forward_loop is not None and not callable(forward_loop):
             raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")

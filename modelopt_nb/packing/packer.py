@@ -55,7 +55,8 @@ class Packer:
             packed_weights.expect_low_rank(self.model)
         shapes, saved, dtypes = tensor_shapes(files), self.config.packed_dtype, self.dtypes
         packed = [x for x in self.plan.layers if x.packed]
-        self.as_saved = bool(saved) and packed[0].dtype == main_dtype(saved)
+        main = main_dtype({x.name: x.dtype for x in packed})
+        self.as_saved = bool(saved) and main == main_dtype(saved)
         by_layer = saved if self.as_saved and isinstance(saved, dict) else {}
         for x in packed:
             if x.layout is not None:
@@ -69,15 +70,13 @@ class Packer:
         for name, shape in (dict.fromkeys(names, ()) | shapes).items():
             owner, _, tensor = name.rpartition(".")
             if owner.endswith("input_quantizer") or tensor in packed_weights.LOW_RANK:  # what calibration found
-                empty = torch.empty(
-                    tuple(shape), dtype=getattr(torch, dtypes.get(name) or packed[0].dtype), device="meta"
-                )
+                empty = torch.empty(tuple(shape), dtype=getattr(torch, dtypes.get(name) or main), device="meta")
                 self.model.get_submodule(owner).register_buffer(tensor, empty)
         if names:
             verify_tensors(files, self.model.state_dict(), {f"{name}.weight" for name in self.plan.layouts})
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if dtypes.get(name) and (self.keeps_dtype(name) or "_quantizer." in name):
-                dtype = dtypes[name] if self.keeps_dtype(name) else packed[0].dtype
+                dtype = dtypes[name] if self.keeps_dtype(name) else main
                 tensor.data = tensor.data.to(getattr(torch, dtype))
 
     def pack(self, name: str, weight: torch.Tensor) -> None:
@@ -93,7 +92,7 @@ class Packer:
         """Calibrate and pack layers that wait for the forward loop, mark the model as packed, and return its report."""
         _align(self.model)
         for name, metadata in self.metadata.items():
-            packed_weights.wrap_packed(self.model.get_submodule(name), metadata)
+            packed_weights.wrap_packed(self.model.get_submodule(name), metadata, self.plan.layouts[name].type.stored)
         if not self.pre_quantized and self.config.forward_loop is not None:
             calibrate(self.model, self.config, self.plan, self.config.forward_loop)
         packed_weights.finish_packing(self.model)

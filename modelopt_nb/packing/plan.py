@@ -130,7 +130,7 @@ def _plan_layer(
         reason = "disable_conv_quantization"
     if excluded:
         reason = f"modules_to_not_convert: {excluded}"
-    if kept := sorted(set(row.name.split(".")) & in_float32):
+    if (kept := sorted(set(row.name.split(".")) & in_float32)) and stored.get(f"{row.name}.weight") != "":
         asks = "keeps it in float32" if row.dtype == "float32" else "asks for float32"
         reason = f"{', '.join(kept)}: the model's class {asks}"
     if row.shared_with:

@@ -1,7 +1,7 @@
 """Describe linear layers and convolutions, as rows that need no model afterwards."""
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -57,6 +57,9 @@ def describe_layers(model: nn.Module, with_weights: bool = False) -> ModelRows:
         raise ValueError(f"model={type(model).__name__} is a layer. Allowed: a model that holds it, as nn.Sequential")
     weightless = (name for name, m in modules.items() if name not in layers and type(m) in QuantModuleRegistry)
     in_float32 = frozenset(getattr(model, "_keep_in_fp32_modules", None) or ())
+    strict: Any = getattr(model, "_keep_in_fp32_modules_strict", None)
+    if strict is not None:  # Transformers, which keeps the other ones only in float16
+        in_float32 = frozenset(strict) | (frozenset() if cast("Any", model).dtype == torch.bfloat16 else in_float32)
     owners: dict[int, list[str]] = {}
     tied = getattr(model, "all_tied_weights_keys", None) or {}  # which Transformers ties after loading
     for name, module in modules.items():
@@ -65,12 +68,14 @@ def describe_layers(model: nn.Module, with_weights: bool = False) -> ModelRows:
             sharing = owners.setdefault(id(model.get_parameter(root) if root else parameter), [])
             owners[id(parameter)] = sharing
             sharing.append(name)
-    rows = tuple(_row(name, layer, owners[id(layer._parameters["weight"])], layers) for name, layer in layers.items())
+    rows = tuple(_row(name, layer, owners, layers, in_float32) for name, layer in layers.items())
     return ModelRows(type(model).__name__, rows, frozenset(modules), tuple(filter(None, weightless)), in_float32)
 
 
-def _row(name: str, layer: nn.Module, owners: list[str], layers: Container[str]) -> LayerRow:
+def _row(name: str, layer: nn.Module, sharing: dict[int, list], layers: Container[str], kept: Set[str]) -> LayerRow:
     weight: Any = layer.weight
+    owners: list[str] = sharing[id(weight)]
+    weight = weight.float() if weight.is_meta and kept & {*name.split(".")} else weight  # as it will be loaded
     first = name == next(owner for owner in owners if owner in layers)
     return LayerRow(
         name=name,

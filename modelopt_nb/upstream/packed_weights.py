@@ -118,9 +118,10 @@ def expect_packed(
     return metadata
 
 
-def wrap_packed(layer: Any, metadata: dict[str, Any]) -> None:
-    """Turn the plain tensor that arrived as a layer's weight into a packed weight."""
-    layer._parameters["weight"] = cast(Any, qtensor.QTensorWrapper)(layer.weight.data, metadata=metadata)
+def wrap_packed(layer: Any, metadata: dict[str, Any], stored: str) -> None:
+    """Turn the tensor that arrived as a layer's weight into a packed one. Transformers casts FP8 to ask for float32."""
+    data = layer.weight.data.to(getattr(torch, stored))
+    layer._parameters["weight"] = cast(Any, qtensor.QTensorWrapper)(data, metadata=metadata)
 
 
 def read_packed(layer: nn.Module) -> torch.Tensor:

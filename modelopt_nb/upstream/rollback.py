@@ -14,12 +14,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def _name_layer(error: BaseException, model: nn.Module) -> None:
-    """Note in which layer of ``model`` an error was raised."""
-    names, last = {id(module): name for name, module in model.named_modules() if name}, "a part"
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        last = next((names[id(value)] for value in frame.f_locals.values() if id(value) in names), last)
-    error.add_note(f"memory is full in {last} of {type(model).__name__}, which is dense again")
+@contextlib.contextmanager
+def note_if_full(model: nn.Module, where: str = "a part", then: str = "") -> Iterator[None]:
+    """Note in an error of the block, if memory is full, in which layer of ``model`` it was raised."""
+    try:
+        yield
+    except BaseException as error:
+        if is_out_of_memory(error):
+            names = {id(module): name for name, module in model.named_modules() if name}
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                where = next((names[id(value)] for value in frame.f_locals.values() if id(value) in names), where)
+            error.add_note(f"memory is full in {where} of {type(model).__name__}{then}")
+        raise
 
 
 @contextlib.contextmanager
@@ -31,10 +37,9 @@ def rollback_on_error(model: nn.Module, in_place: bool = False) -> Iterator[None
     ]
     weights = [(p, p.data, p.data.clone() if in_place else p.data) for p in model.parameters()]
     try:
-        yield
-    except BaseException as error:
-        if is_out_of_memory(error):
-            _name_layer(error, model)
+        with note_if_full(model, then=", which is dense again"):
+            yield
+    except BaseException:
         for module, cls, state in before:
             module.__class__ = cls
             vars(module).clear()

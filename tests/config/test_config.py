@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from diffusers import NVIDIAModelOptConfig
 
@@ -189,3 +190,9 @@ def test_json_loses_nothing_but_the_loop(quant_type, options):
     config.forward_loop = None
     assert vars(again) == vars(config)
     assert again.to_dict() == json.loads(config.to_json_string()) == config.to_dict()
+
+
+@pytest.mark.parametrize("flag", ["weight_only", "disable_conv_quantization", "pointwise_as_linear"])
+def test_numpys_truth_values_are_refused_as_json_has_none(flag):
+    with pytest.raises(TypeError, match=f"{flag}=.* is not a truth value. Allowed: True, False or None"):
+        make_config("FP8", **{flag: np.True_})

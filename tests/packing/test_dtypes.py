@@ -266,3 +266,29 @@ def test_loading_a_packed_model_is_still_refused_a_cast_by_diffusers(transformer
     for cast in (loaded.half, loaded.float, lambda: loaded.to(torch.bfloat16)):
         with pytest.raises(ValueError, match="quantized model"):
             cast()
+
+
+WO = "encoder.block.0.layer.1.DenseReluDense.wo"
+
+
+@pytest.mark.parametrize("quant_type", ["FP8", "INT8", "NVFP4"])
+@pytest.mark.parametrize("loading", DTYPES)
+@pytest.mark.parametrize("saving", DTYPES)
+def test_what_transformers_keeps_in_float32(saving, loading, quant_type, tmp_path):
+    model, inputs = build("T5")
+    model.save_pretrained(tmp_path / "dense")
+    load = functools.partial(type(model).from_pretrained, dtype=DTYPES[saving])
+    plain, config = load(tmp_path / "dense"), make_config(quant_type)
+    direct = load(tmp_path / "dense", quantization_config=config)
+    report = quantize(plain, config)
+    assert direct.hf_quantizer.report == report and torch.equal(run(direct, inputs), run(plain, inputs))
+    (wo,) = (x for x in report.layers if x.name == WO)
+    assert wo.packed == (saving == "bfloat16") and wo.dtype == ("bfloat16" if wo.packed else "float32")
+    direct.save_pretrained(tmp_path / "packed")
+    again = type(model).from_pretrained(tmp_path / "packed", dtype=DTYPES[loading])
+    expected = torch.bfloat16 if loading == "bfloat16" else torch.float32  # in float16 the class asks for float32
+    assert again.get_submodule(WO).weight.dtype == expected and is_packed(again.get_submodule(WO)) == wo.packed
+    found, output = run(again, inputs).float(), run(direct, inputs).float()
+    assert torch.equal(found, output) if saving == loading else (found - output).norm() < 0.02 * output.norm()
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(run(type(model).from_pretrained(tmp_path / "again"), inputs), run(again, inputs))

@@ -41,6 +41,13 @@ def test_sequential_offload(quant_type, buffers):
 
 
 @every_type
+def test_offload_of_whole_blocks(quant_type):
+    model, inputs, expected = packed("Sana", quant_type)
+    accelerate.cpu_offload(model, execution_device="cpu", preload_module_classes=["SanaTransformerBlock"])
+    assert torch.equal(run(model, inputs), expected) and all(p.is_meta for p in model.parameters())
+
+
+@every_type
 @pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
 def test_group_offload(quant_type, offload_type):
     model, inputs, expected = packed("Sana", quant_type)

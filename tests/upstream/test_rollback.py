@@ -4,7 +4,8 @@ import modelopt.torch.quantization as mtq
 import pytest
 import torch
 
-from modelopt_nb import make_config, quantize
+from modelopt_nb import enable, make_config, quantize
+from modelopt_nb.packing.packer import Packer
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,17 @@ def test_an_interrupt_at_any_call_of_a_hook_leaves_the_model_unchanged(scheme, a
         assert state() == before, call
     calls[0] = 0
     quantize(model, config, loop)
+
+
+def test_full_memory_while_loading_names_the_weight(transformer, tmp_path, monkeypatch):
+    transformer.save_pretrained(tmp_path)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    enable()
+    monkeypatch.setattr(Packer, "pack", full)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        type(transformer).from_pretrained(tmp_path, quantization_config=make_config("FP8"))
+    (note,) = caught.value.__notes__
+    assert note.startswith("memory is full in ") and note.endswith(".weight of SanaTransformer2DModel")

@@ -143,9 +143,10 @@ def _moves() -> list[Patch]:
     def set_module_tensor_to_device(
         module: Any, name: str, device: Any, value: Any = None, *args: Any, **kw: Any
     ) -> None:
-        old = module._parameters.get(name)
+        owner, _, leaf = name.rpartition(".")  # a hook of a block names the parameters of its layers
+        old = (owner := module.get_submodule(owner))._parameters.get(leaf)
         if isinstance(old, QTensorWrapper):  # which has no argument requires_grad, and bytes that no cast may reach
-            module._parameters[name] = wrap((old.data if value is None else value).to(device), old.metadata)
+            owner._parameters[leaf] = wrap((old.data if value is None else value).to(device), old.metadata)
         else:
             place(module, name, device, value, *args, **kw)
 

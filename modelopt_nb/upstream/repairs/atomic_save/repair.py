@@ -14,7 +14,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from modelopt_nb.upstream.layers import has_packed_layers
-from modelopt_nb.upstream.packed_weights import packed_dtype
 from modelopt_nb.upstream.repairs.atomic_save.atomic_folder import atomic_folder, load_whole, manifests
 from modelopt_nb.upstream.repairs.atomic_save.manifest import HUB, verify, verify_config, write_manifest
 from modelopt_nb.upstream.repairs.base import Patch, Repair
@@ -84,8 +83,6 @@ def _atomic(original: Callable[..., Any]) -> Callable[..., Any]:
         given = signature.bind(model, save_directory, *args, **kwargs).arguments
         if not given.get("is_main_process", kwargs.get("is_main_process", True)):
             return None  # the main process writes all files
-        if not is_pipeline and (quantizer := getattr(model, "hf_quantizer", None)):
-            quantizer.quantization_config.packed_dtype = packed_dtype(model)  # casts may have changed it
         push = kwargs.pop("push_to_hub", False)
         hub = {n: kwargs.pop(n) for n in ("commit_message", "private", "token", "create_pr") if n in kwargs}
         repo = kwargs.pop("repo_id", Path(save_directory).name)

@@ -8,43 +8,59 @@ import torch
 from accelerate import init_empty_weights
 from modelopt.torch.opt import ModeloptStateManager
 
-from modelopt_nb.upstream.layers import is_packed
+from modelopt_nb.upstream.layers import has_packed_layers, is_packed
+from modelopt_nb.upstream.packed_weights import packed_dtype
 from modelopt_nb.upstream.quiet import quiet
+
+
+def _said(model: object) -> Any:
+    """Return the ``quantization_config`` in the configuration of a model."""
+    config: Any = getattr(model, "config", None)
+    return (config if isinstance(config, Mapping) else getattr(config, "__dict__", {})).get("quantization_config")
 
 
 def says_packed(model: object) -> bool:
     """Return whether the configuration of a model says that it is packed."""
-    config: Any = getattr(model, "config", None)
-    config = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
-    found = config.get("quantization_config")
-    found = found if isinstance(found, Mapping) else getattr(found, "__dict__", {})
-    return found.get("quant_method") == "modelopt"
+    said = _said(model)
+    return (said if isinstance(said, Mapping) else getattr(said, "__dict__", {})).get("quant_method") == "modelopt"
 
 
 def check_described(name: str, model: Any) -> None:
     """Raise ValueError if a new model of this class, packed by the configuration, has other tensors than ``model``."""
     model = getattr(model, "_orig_mod", model)  # a compiled one
-    packed = {layer for layer, module in model.named_modules() if is_packed(module)}
-    if not packed:
+    if not hasattr(model, "config"):  # a MultiControlNetModel, which saves its nets
+        for i, net in enumerate(getattr(model, "nets", ())):
+            if has_packed_layers(net) or says_packed(net):
+                check_described(f"{name}.nets.{i}", net)
+        return
+    weights: dict[str, Any] = {f"{n}.weight": m.weight for n, m in model.named_modules() if is_packed(m)}
+    if not weights:
         wrong = f"{name}: its quantization_config says that it is packed, and no layer is, so it would not load"
         raise ValueError(f"{wrong}. Allowed: outside dequantized(), or without quantization_config in its config")
-    quantizer = getattr(model, "hf_quantizer", None)
-    if (
-        quantizer is None
-        and hasattr(type(model), "_modelopt_cache")
-        and hasattr(model, ModeloptStateManager._state_key)
-    ):
+    quantizer, cls = getattr(model, "hf_quantizer", None), type(model)
+    if quantizer is None and hasattr(cls, "_modelopt_cache") and hasattr(model, ModeloptStateManager._state_key):
         return  # ModelOpt's own checkpointing describes it
-    tensors = {n: "" if n.removesuffix(".weight") in packed else str(t.dtype) for n, t in model.state_dict().items()}
+    if quantizer is not None:
+        config, found = quantizer.quantization_config, _said(model)
+        said = found if isinstance(found, dict) else found.to_dict() if hasattr(found, "to_dict") else {}  # once saved
+        said["packed_dtype"] = config.packed_dtype = packed_dtype(model)  # casts may have changed it
+        if said != config.to_dict():
+            wrong = f"{name}: its config has another quantization_config, quant_type={said.get('quant_type')!r}"
+            raise ValueError(f"{wrong}. Allowed: that of its hf_quantizer; dequantize() makes it dense")
+    planned: dict[str, tuple[int, ...]] = {}
+    tensors = {n: t for n, t in model.state_dict().items() if "_quantizer." not in n}
     with quiet(), torch.random.fork_rng([]), init_empty_weights():
-        build = getattr(type(model), "from_config", type(model))
-        new = build(copy.copy(model.config))
-        planned = quantizer.packer_class.plan_of(new, quantizer.quantization_config, tensors) if quantizer else None
-    other = packed ^ set(planned.layouts if planned else ())
-    other |= {n for n in tensors if "_quantizer." not in n} ^ set(new.state_dict())
-    if other:
+        new = getattr(cls, "from_config", cls)(copy.copy(model.config))
+        if quantizer is not None:
+            stored = {n: "" if n in weights else str(t.dtype) for n, t in tensors.items()}
+            layers = quantizer.packer_class.plan_of(new, config, stored).layers
+            planned = {f"{x.name}.weight": x.shape for x in layers if x.packed}
+    shapes = {n: tuple(weights[n].metadata["shape"] if n in weights else t.shape) for n, t in tensors.items()}
+    if other := {(n, n in weights, shape) for n, shape in shapes.items()} ^ {
+        (n, n in planned, tuple(planned.get(n, t.shape))) for n, t in new.state_dict().items()
+    }:
         raise ValueError(
-            f"{name}: {min(other)!r} is not packed as its quantization_config says, and would load as garbage. Allowed:"
-            f" quantize() of the whole model, not of parts, without fused projections; modules_to_not_convert= or"
-            f" per_layer= choose its layers"
+            f"{name}: {min(other)[0].removesuffix('.weight')!r} is not packed as its quantization_config says, and would load as garbage. Allowed:"
+            f" quantize() of the whole model, not of parts or of several at once, without fused projections;"
+            f" modules_to_not_convert= or per_layer= choose its layers"
         )

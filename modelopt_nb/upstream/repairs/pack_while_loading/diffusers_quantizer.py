@@ -21,6 +21,7 @@ from torch import nn
 from modelopt_nb.upstream.repairs.base import METADATA
 from modelopt_nb.upstream.repairs.pack_while_loading.dense import make_dense
 from modelopt_nb.upstream.repairs.pack_while_loading.dtypes import copied, main_dtype
+from modelopt_nb.upstream.rollback import note_if_full
 
 
 class DiffusersQuantizer(NVIDIAModelOptQuantizer):
@@ -84,18 +85,18 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, target_device: Any,
         state_dict: dict[str, Any], *args: Any, dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        if not self.pre_quantized:
-            self.packer.pack(param_name, param_value.to(device=target_device, dtype=dtype or param_value.dtype))
-            return
-        owner, _, tensor = param_name.rpartition(".")
-        module: Any = model.get_submodule(owner)
-        # param_value was cast to the dtype of the model, scales and all
-        value = (state_dict[param_name] if self.packer.keeps_dtype(param_name) else param_value).to(target_device)
-        if tensor in module._buffers:
-            module._buffers[tensor] = value
-        else:
-            grad = module._parameters[tensor].requires_grad
-            module._parameters[tensor] = nn.Parameter(value, requires_grad=grad)
+        with note_if_full(model, param_name):
+            if not self.pre_quantized:
+                self.packer.pack(param_name, param_value.to(device=target_device, dtype=dtype or param_value.dtype))
+                return
+            owner, _, tensor = param_name.rpartition(".")
+            module: Any = model.get_submodule(owner)
+            # param_value was cast to the dtype of the model, scales and all
+            value = (state_dict[param_name] if self.packer.keeps_dtype(param_name) else param_value).to(target_device)
+            if tensor in module._buffers:
+                module._buffers[tensor] = value
+            else:
+                module._parameters[tensor] = nn.Parameter(value, module._parameters[tensor].requires_grad)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         self.report = self.packer.finish()
