@@ -32,6 +32,7 @@ def state(pipeline: Any) -> dict[str, Any]:
     return {
         "streams": (sys.stdout, sys.stderr),
         "filters": list(warnings.filters),
+        "ModelOpt's switch": model_calib._ENABLE_FOLDING_PQS_TO_WEIGHTS,
         "bars": (tqdm.tqdm, tqdm.auto.tqdm, model_calib.tqdm),
         "environment": dict(os.environ),
         "garbage collection": (gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()),
