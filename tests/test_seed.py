@@ -35,13 +35,13 @@ def test_the_page_has_three_blocks():
 
 # the third block passes one for a packed checkpoint, and Diffusers warns
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
-@pytest.mark.parametrize(("keyword", "steps"), [("torch_dtype=", 50), ("dtype=", 5)])
+@pytest.mark.parametrize(("keyword", "steps"), [("torch_dtype=", [50, 5, 5]), ("dtype=", [5, 5, 5])])
 def test_the_pages_code_runs(keyword, steps, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = []
-    for block in BLOCKS:
+    for block, count in zip(BLOCKS, steps, strict=True):
         names: dict = {}
-        exec(compile(adapted(block, keyword, steps), "seed", "exec"), names)
+        exec(compile(adapted(block, keyword, count), "seed", "exec"), names)
         model = names.get("transformer") or names["model"]
         assert model.hf_quantizer.report.packed_of_bf16 < 0.53
         if "pipe" in names:

@@ -5,9 +5,11 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import modelopt.torch.quantization as mtq
 import torch
+from modelopt.torch.quantization import model_calib
 from torch import nn
 
 from modelopt_nb.upstream.layers import make_linear
@@ -28,7 +30,7 @@ def auto_quantize_scores(
     for name in (name for name, pointwise in layers.items() if pointwise):
         make_linear(twin, name, wrap=True)
         owner[f"{name}.0"] = name
-    with quiet():
+    with quiet(), mock.patch.object(model_calib, "_ENABLE_FOLDING_PQS_TO_WEIGHTS", True):  # an error leaves it off
         _, state = mtq.auto_quantize(
             twin, constraints={"effective_bits": 16.0}, data_loader=batches, loss_func=loss, forward_step=forward,
             quantization_formats=[{"quant_cfg": quant_cfg, "algorithm": "max"}], disabled_layers=disabled,

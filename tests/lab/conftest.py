@@ -21,7 +21,7 @@ from diffusers import DDIMScheduler
 from modelopt.torch.quantization import model_calib
 from torch import nn
 
-from tests.lab.small_pipelines import stable_diffusion
+from tests.lab.small_pipelines import smallest_unet, stable_diffusion
 
 
 def state(pipeline: Any) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def state(pipeline: Any) -> dict[str, Any]:
     return {
         "streams": (sys.stdout, sys.stderr),
         "filters": list(warnings.filters),
+        "ModelOpt's switch": model_calib._ENABLE_FOLDING_PQS_TO_WEIGHTS,
         "bars": (tqdm.tqdm, tqdm.auto.tqdm, model_calib.tqdm),
         "environment": dict(os.environ),
         "garbage collection": (gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()),
@@ -61,7 +62,7 @@ def parameters(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Paramete
 @pytest.fixture(scope="session")
 def used() -> Any:
     """A small pipeline that has generated before, so that its scheduler has a state to lose."""
-    pipeline = stable_diffusion(DDIMScheduler())
+    pipeline = stable_diffusion(DDIMScheduler(), smallest_unet())
     pipeline.set_progress_bar_config(disable=True, leave=False)
     pipeline(["cat"], num_inference_steps=3, output_type="latent", generator=torch.Generator().manual_seed(0))
     return pipeline

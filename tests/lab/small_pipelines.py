@@ -34,7 +34,7 @@ def _vae(channels: int = 4, **options: float) -> diffusers.AutoencoderKL:
     ).eval()  # fmt: skip
 
 
-def stable_diffusion(scheduler: Any = None) -> Any:
+def stable_diffusion(scheduler: Any = None, unet: Any = None) -> Any:
     """Stable Diffusion; by default with PNDM and its prk steps, which needs four steps."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
@@ -47,7 +47,7 @@ def stable_diffusion(scheduler: Any = None) -> Any:
         bos_token_id=0, eos_token_id=2, hidden_size=32, intermediate_size=37, num_attention_heads=4,
         num_hidden_layers=1, pad_token_id=1, vocab_size=1000,
     )  # fmt: skip
-    unet = diffusers.UNet2DConditionModel(
+    unet = unet or diffusers.UNet2DConditionModel(
         block_out_channels=(32, 64), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=32, norm_num_groups=8, attention_head_dim=4,
@@ -57,6 +57,16 @@ def stable_diffusion(scheduler: Any = None) -> Any:
         scheduler=scheduler or diffusers.PNDMScheduler(skip_prk_steps=False), safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def smallest_unet() -> diffusers.UNet2DConditionModel:
+    """A UNet with the fewest layers: attention in its middle block only."""
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(64,), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), cross_attention_dim=32, norm_num_groups=8,
+        attention_head_dim=4,
+    ).eval()  # fmt: skip
 
 
 def ltx() -> Any:

@@ -54,7 +54,7 @@ def test_it_is_better_than_one_type_of_the_same_bytes(pipeline):
     size = quantize(uniform, make_config("INT4", pointwise_as_linear=True)).after.total
     candidates = ["INT8 channel", "NF4", "INT4"]
     budget = fit_budget(
-        pipeline.transformer, calls, mib=size / 2**20, candidates=candidates, groups="part", progress=False
+        pipeline.transformer, calls, mib=size / 2**20, candidates=candidates, groups="kind", progress=False
     )
     assert 0.97 * size < budget.bytes <= size
     best = copy.deepcopy(pipeline.transformer)

@@ -83,6 +83,8 @@ def test_gradient_scores_estimate_the_measured_errors(pipeline, pointwise):
         generate(pipeline, ["a lemon on a blue background"], steps=3, decode=False)
     model, config = pipeline.transformer, make_config("INT4", pointwise_as_linear=pointwise)
     groups = layer_groups(model, "part", [x.name for x in plan(model, config).layers if x.packed])
+    groups = dict(list(groups.items())[::2])  # every second one, of all parts and blocks
+    assert len(groups) >= 9
     measured = sensitivity(model, config, calls, groups, progress=False)["error alone"]
     scores = measured.index.to_series().map(gradient_scores(model, config, calls, groups, progress=False))
     assert (measured / scores).between(0.3, 3).all()

@@ -24,7 +24,7 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOK = ROOT / "notebooks" / "09_explorer.ipynb"
 SHOTS = ROOT / "output" / "browser"
-STEPS = 8  # denoising steps
+STEPS = 2  # denoising steps
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]  # fmt: skip
 

@@ -89,7 +89,7 @@ def test_no_pickle_and_other_files_stay(transformer, tmp_path):
 
 
 def test_in_a_fresh_process(transformer, inputs, tmp_path):
-    """All schemes, W8A8, ModelOpt's own configuration and a calibrated algorithm, each bit for bit."""
+    """All schemes, W8A8, ModelOpt's own configuration, a calibrated algorithm and a pickle, each bit for bit."""
     configs = {scheme: make_config(scheme) for scheme in SCHEMES}
     configs |= {
         "W8A8": make_config("INT8", weight_only=False),
@@ -102,6 +102,8 @@ def test_in_a_fresh_process(transformer, inputs, tmp_path):
         quantize(model, config, lambda m: m(**inputs))
         model.save_pretrained(tmp_path / name)
         torch.save(run(model, inputs), tmp_path / f"{name}.pt")
+    quantize(transformer, make_config("INT4", algorithm="svdquant", forward_loop=lambda m: m(**inputs)))
+    torch.save((transformer, run(transformer, inputs)), tmp_path / "pickle.pt")
     code = (
         "import sys, torch, modelopt_nb; modelopt_nb.enable()\n"
         "from diffusers import AutoModel\n"
@@ -111,11 +113,13 @@ def test_in_a_fresh_process(transformer, inputs, tmp_path):
         "    model = AutoModel.from_pretrained(f'{folder}/{name}')\n"
         "    with torch.no_grad(): output = model(**inputs).sample\n"
         "    print(name, torch.equal(output, torch.load(f'{folder}/{name}.pt')), sep='=')\n"
+        "model, output = torch.load(f'{folder}/pickle.pt', weights_only=False)\n"
+        "with torch.no_grad(): print(torch.equal(model(**inputs).sample, output))\n"
     )
     root = Path(__file__).parents[2]
     arguments = [sys.executable, "-c", code, str(tmp_path), *configs]
     printed = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=root).stdout
-    assert printed.splitlines() == [f"{name}=True" for name in configs]
+    assert printed.splitlines() == [*(f"{name}=True" for name in configs), "True"]
 
 
 @pytest.mark.parametrize("safe", [True, False])
