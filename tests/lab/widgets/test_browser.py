@@ -223,6 +223,7 @@ def test_layers_are_left_dense_from_the_tree(explorer):
     explorer.get_by_label("Quantize nothing_like_it").click()
     explorer.get_by_label("Quantize transformer_blocks.0.attn1", exact=True).click()
     wrong.wait_for(state="hidden")
+    explorer.get_by_label("Quantize transformer_blocks.0.attn1", exact=True).wait_for(state="detached")
 
 
 def test_a_prompt_with_markup_is_text(explorer):
