@@ -102,22 +102,6 @@ def has_packed_layers(model: object) -> bool:
     return isinstance(model, nn.Module) and any(is_packed(module) for module in model.modules())
 
 
-def _fuse_qkv_projections() -> None:
-    """Raise ValueError: packed weights have scales of their own, and cannot be joined."""
-    raise ValueError("fuse_qkv_projections() cannot join packed weights. Call it on the dense model, before quantize()")
-
-
-def _fuse_lora(*args: Any, **kwargs: Any) -> None:
-    """Raise ValueError: an adapter cannot be added to packed weights."""
-    raise ValueError(
-        "fuse_lora() cannot change packed weights. Use the adapter without fusing it, or fuse it before quantize()"
-    )
-
-
-#: Methods of a model that a packed one refuses; functions of a module, so that pickle finds them.
-REFUSED = {"fuse_qkv_projections": _fuse_qkv_projections, "fuse_lora": _fuse_lora}
-
-
 def is_pointwise(layer: nn.Module) -> bool:
     """Return whether a layer is a convolution with a 1x1 kernel: a linear layer over the channels."""
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or layer.groups != 1:

@@ -14,7 +14,7 @@ from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQu
 from modelopt.torch.quantization.qtensor.base_qtensor import pack_real_quantize_weight
 from torch import nn
 
-from modelopt_nb.upstream.layers import REFUSED, check_model, has_packed_layers, is_packed
+from modelopt_nb.upstream.layers import check_model, has_packed_layers, is_packed
 from modelopt_nb.upstream.quantizers import PLAIN, insert_quantizers
 from modelopt_nb.upstream.quiet import quiet
 
@@ -22,6 +22,22 @@ from modelopt_nb.upstream.quiet import quiet
 LOW_RANK = ("_svdquant_lora_a", "_svdquant_lora_b")
 #: The buffers of a weight quantizer that packed weights are read with.
 SCALES = tuple(RealQuantLinear.list_of_scale_tensors)
+
+
+def _fuse_qkv_projections() -> None:
+    """Raise ValueError: packed weights have scales of their own, and cannot be joined."""
+    raise ValueError("fuse_qkv_projections() cannot join packed weights. Call it on the dense model, before quantize()")
+
+
+def _fuse_lora(*args: Any, **kwargs: Any) -> None:
+    """Raise ValueError: an adapter cannot be added to packed weights."""
+    raise ValueError(
+        "fuse_lora() cannot change packed weights. Use the adapter without fusing it, or fuse it before quantize()"
+    )
+
+
+#: Methods of a model that a packed one refuses; functions of a module, so that pickle finds them.
+REFUSED = {"fuse_qkv_projections": _fuse_qkv_projections, "fuse_lora": _fuse_lora}
 
 
 def pack_layer(layer: nn.Module, algorithm: dict[str, Any]) -> None:

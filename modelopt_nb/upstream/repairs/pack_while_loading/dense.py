@@ -7,8 +7,8 @@ from modelopt.torch.opt import ModeloptStateManager
 from modelopt.torch.quantization.nn import QuantModule, SequentialQuantizer, TensorQuantizer
 from torch import nn
 
-from modelopt_nb.upstream.layers import REFUSED, is_packed
-from modelopt_nb.upstream.packed_weights import LOW_RANK, read_packed
+from modelopt_nb.upstream.layers import is_packed
+from modelopt_nb.upstream.packed_weights import LOW_RANK, REFUSED, read_packed
 
 #: Attributes that ModelOpt gives to layers; a forward of its own is the last.
 MODELOPTS = (

@@ -59,8 +59,8 @@ def check_described(name: str, model: Any) -> None:
     if other := {(n, n in weights, shape) for n, shape in shapes.items()} ^ {
         (n, n in planned, tuple(planned.get(n, t.shape))) for n, t in new.state_dict().items()
     }:
+        wrong = f"{name}: {min(other)[0].removesuffix('.weight')!r} is not packed as its quantization_config says"
         raise ValueError(
-            f"{name}: {min(other)[0].removesuffix('.weight')!r} is not packed as its quantization_config says, and would load as garbage. Allowed:"
-            f" quantize() of the whole model, not of parts or of several at once, without fused projections;"
-            f" modules_to_not_convert= or per_layer= choose its layers"
+            f"{wrong}, and would load as garbage. Allowed: quantize() of the whole model, not of parts or of several at"
+            f" once, without fused projections; modules_to_not_convert= or per_layer= choose its layers"
         )
