@@ -38,7 +38,8 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         modelopt_config: ModelOpt's own configuration, instead of the one that the arguments give.
         disable_conv_quantization: Leave every convolution dense.
         pointwise_as_linear: Replace 1x1 convolutions by linear layers and pack those, in blocks too. The packed model
-            keeps the linear layers; ``disable_conv_quantization`` does not apply to them.
+            keeps the linear layers. None: True, but False in Diffusers' class, in a saved configuration without it,
+            and with ``modelopt_config`` or ``disable_conv_quantization``, which speak of convolutions.
         per_layer: Patterns of layers by scheme, such as ``{"INT8 channel": ["attn1"]}``. They override ModelOpt's own
             exclusions; ``modules_to_not_convert`` overrides them.
         activation_scale: A name in :data:`ACTIVATION_SCALES`; by default as in Diffusers ``"static tensor"``, or
@@ -63,7 +64,7 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         scale_channel_quantize: int | None = None, scale_block_quantize: int | None = None,
         algorithm: str | Mapping[str, Any] = "max", forward_loop: Callable[[nn.Module], None] | None = None,
         modelopt_config: Mapping[str, Any] | None = None, disable_conv_quantization: bool = False, *,
-        pointwise_as_linear: bool = False, per_layer: Mapping[str, Patterns] | None = None,
+        pointwise_as_linear: bool | None = None, per_layer: Mapping[str, Patterns] | None = None,
         activation_scale: str | None = None, activation_calibrator: str = "max", percentile: float = 99.9,
         packed_dtype: str | dict[str, str] | None = None, **arguments: Any,
     ) -> None:  # fmt: skip
@@ -96,6 +97,7 @@ class ModelOptConfig(NVIDIAModelOptConfig):
             raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
         if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
             raise ValueError(f"percentile={percentile!r} is not allowed. Allowed: above 0, up to 100")
+        documented = self.lenient or "quant_method" in arguments  # Diffusers' class, or a saved dict
         if (method := arguments.pop("quant_method", "modelopt")) != "modelopt":
             raise ValueError(f"quant_method={method!r} is not 'modelopt'")
 
@@ -105,7 +107,8 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         for name, value in vars(blocks if modelopt_config else blocks.resolve(weights)).items():
             setattr(self, name, value)
         self.forward_loop, self.disable_conv_quantization = forward_loop, disable_conv_quantization
-        self.pointwise_as_linear = bool(pointwise_as_linear)
+        convolutions = documented or bool(modelopt_config) or bool(disable_conv_quantization)
+        self.pointwise_as_linear = not convolutions if pointwise_as_linear is None else pointwise_as_linear
         self.per_layer = {scheme: _layers_of(scheme, layers) for scheme, layers in (per_layer or {}).items()}
         self.activation_scale, self.activation_calibrator = activation_scale, activation_calibrator
         self.percentile, self.packed_dtype = percentile, packed_dtype

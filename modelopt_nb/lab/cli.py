@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "00_start_here.ipynb"
 PACKAGES = ("modelopt-nb", "torch", "diffusers", "nvidia-modelopt", "transformers", "accelerate")
-POINTWISE = " pointwise"  # after a scheme's name
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,9 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(run=lambda args: demo(NOTEBOOK, args.output))
 
     command = add("schemes", help="measure schemes on the embedded pipeline; write table.csv, table.png")
-    names = "a scheme's name, such as 'INT4 block'; 'NAME pointwise' also packs 1x1 convolutions as linear layers"
-    default = "all schemes, and the types with blocks also pointwise"
-    command.add_argument("schemes", nargs="*", metavar="SCHEME", help=f"{names} (default: {default})")
+    names = "a scheme's name, such as 'INT4 block' (default: all schemes)"
+    command.add_argument("schemes", nargs="*", metavar="SCHEME", help=names)
     number = "number of prompts of the measure split, up to 256 (128)"
     command.add_argument("--prompts", type=int, default=128, help=number)
     command.add_argument("--steps", type=int, default=20, help="denoising steps (20)")
@@ -79,19 +77,17 @@ def schemes(names: Sequence[str], prompts: int, steps: int, output: Path) -> Non
     ``names`` and their default are as on the command line; ``prompts`` is a number. Raises ValueError for an unknown or
     repeated scheme, before any image is generated.
     """
-    from modelopt_nb import QUANT_TYPES, SCHEMES, make_config
+    from modelopt_nb import SCHEMES
     from modelopt_nb.lab.compare.results import TIMINGS
     from modelopt_nb.lab.compare.runner import compare
     from modelopt_nb.lab.pipelines.load import load_pipeline
     from modelopt_nb.lab.pipelines.prompts import load_prompts
     from modelopt_nb.lab.plots.quality import plot_schemes
 
-    names = names or [*SCHEMES, *(f"{name}{POINTWISE}" for name, t in QUANT_TYPES.items() if t.needs_block)]
+    names = names or list(SCHEMES)
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"schemes names {', '.join(sorted(repeated))} twice. Allowed: each once")
-    pointwise = {name: name.endswith(POINTWISE) for name in names}
-    configs = {name: make_config(name.removesuffix(POINTWISE), pointwise_as_linear=pointwise[name]) for name in names}
-    comparison = compare(load_pipeline(), configs, load_prompts("measure", prompts), steps=steps, batch_size=8)
+    comparison = compare(load_pipeline(), names, load_prompts("measure", prompts), steps=steps, batch_size=8)
     output.mkdir(parents=True, exist_ok=True)
     table, figure = output / "table.csv", output / "table.png"
     comparison.frame.drop(columns=list(TIMINGS)).to_csv(table, float_format="%.6g")

@@ -48,7 +48,7 @@ def export(
             raise ValueError(f"{wrong}. Allowed: FP8 and INT8 per tensor or channel, INT4, NVFP4")
     if convolutions := [x.name for x in planned.layers if x.packed and x.kind != "Linear"]:
         wrong = f"config packs {len(convolutions)} convolutions, such as {convolutions[0]}: ModelOpt cannot export them"
-        raise ValueError(f"{wrong}. Allowed: disable_conv_quantization=True, without pointwise_as_linear")
+        raise ValueError(f"{wrong}. Allowed: disable_conv_quantization=True, without pointwise_as_linear=True")
     enable()
     run = functools.partial(calibrate, config=config, plan=planned, loop=loop)
     export_quantized(model, planned.entries, config.algorithm, run, atomic_folder(folder))

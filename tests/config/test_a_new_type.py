@@ -18,7 +18,7 @@ MXFP4 = QuantType(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "bits", "error"), [(MXFP8, 8.25, 0.03), (MXFP4, 4.25, 0.12)], ids=["MXFP8", "MXFP4"])
+@pytest.mark.parametrize(("row", "bits", "error"), [(MXFP8, 8.25, 0.03), (MXFP4, 4.25, 0.15)], ids=["MXFP8", "MXFP4"])
 def test_a_row_packs_runs_saves_and_loads(row, bits, error, monkeypatch, tmp_path):
     monkeypatch.setitem(QUANT_TYPES, row.name, row)
     model, inputs = build("Sana")
@@ -27,7 +27,7 @@ def test_a_row_packs_runs_saves_and_loads(row, bits, error, monkeypatch, tmp_pat
     report = quantize(model, make_config(row.name))
     packed = run(model, inputs)
     assert 0 < (packed - dense).norm() / dense.norm() < error
-    assert len(report.packed) == 13
+    assert len(report.packed) == 16
     for layer in report.packed:
         assert layer.packed_bytes == layer.layout.bytes(layer.shape) == math.prod(layer.shape) * bits / 8
     model.save_pretrained(tmp_path / "packed")

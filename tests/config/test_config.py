@@ -168,7 +168,27 @@ def test_defaults_are_filled_in(config_class):
 def test_diffusers_class_makes_this_one():
     config = NVIDIAModelOptConfig(quant_type="FP8", quant_method="modelopt")
     assert isinstance(config, ModelOptConfig)
-    assert config.to_dict() == make_config("FP8").to_dict()
+    assert config.to_dict() == make_config("FP8", pointwise_as_linear=False).to_dict()
+
+
+def test_the_kit_packs_1x1_convolutions_as_linear_layers_and_the_documents_class_does_not():
+    old = {k: v for k, v in make_config("INT4").to_dict().items() if k != "pointwise_as_linear"}
+    assert make_config("INT4").pointwise_as_linear and make_config("INT4", None, None, -1, 32).pointwise_as_linear
+    for config in (
+        NVIDIAModelOptConfig("INT4"),
+        NVIDIAModelOptConfig.from_dict(old),
+        ModelOptConfig.from_dict(old),  # which Transformers calls
+        make_config("INT4", disable_conv_quantization=True),
+        make_config("INT4", modelopt_config=make_config("INT4").modelopt_config),
+    ):
+        assert config.pointwise_as_linear is False
+    for asked in (True, False):
+        for config in (
+            make_config("INT4", pointwise_as_linear=asked),
+            NVIDIAModelOptConfig("INT4", pointwise_as_linear=asked),
+        ):
+            assert config.pointwise_as_linear is asked
+            assert ModelOptConfig.from_dict(config.to_dict()).pointwise_as_linear is asked
 
 
 @pytest.mark.parametrize(

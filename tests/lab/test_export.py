@@ -35,7 +35,7 @@ def test_exported_weights_are_the_packed_ones(scheme, transformer, inputs, tmp_p
 
 @pytest.mark.parametrize("scheme", ["INT4", "INT4 block", "NVFP4"])
 def test_four_bits(scheme, transformer, tmp_path):
-    export(transformer, make_config(scheme), tmp_path)
+    export(transformer, of_linear(scheme), tmp_path)
     tensors = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     assert tensors[f"{LAYER}.weight"].dtype == torch.uint8
     assert tensors[f"{LAYER}.weight"].numel() == 128 * 64

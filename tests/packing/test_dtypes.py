@@ -187,7 +187,7 @@ def test_a_configuration_is_copied_deeply(transformer, tmp_path):
     quantize(transformer, config)
     config.modules_to_not_convert.append("attn1")
     transformer.save_pretrained(tmp_path)
-    assert len(AutoModel.from_pretrained(str(tmp_path)).hf_quantizer.report.packed) == 9
+    assert len(AutoModel.from_pretrained(str(tmp_path)).hf_quantizer.report.packed) == 11
 
 
 @pytest.mark.parametrize("quant_type", ALL_TYPES)

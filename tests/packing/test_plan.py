@@ -68,7 +68,8 @@ def test_entries_that_match_nothing_are_left_out(transformer):
 
 
 def test_reasons_for_staying_dense(transformer):
-    found = reasons(transformer, make_config("INT4", modules_to_not_convert=["attn2.to_k", "patch_embed.proj.weight"]))
+    dense = ["attn2.to_k", "patch_embed.proj.weight"]
+    found = reasons(transformer, make_config("INT4", dense, pointwise_as_linear=False))
     assert found["transformer_blocks.0.attn2.to_k"] == "modules_to_not_convert: attn2.to_k"
     assert found["patch_embed.proj"] == "modules_to_not_convert: patch_embed.proj.weight"
     assert "kernel's width, 1" in found["transformer_blocks.0.ff.conv_inverted"]

@@ -33,7 +33,7 @@ class Choice:
         activations: A quant type for the activations; empty for weights only.
         scale: A name in ``ACTIVATION_SCALES``; empty for the quant type's own.
         algorithm: A calibration algorithm of ModelOpt.
-        pointwise: Pack 1x1 convolutions as linear layers.
+        pointwise: Pack 1x1 convolutions as linear layers; False leaves them dense in 4 bits.
         excluded: Names or patterns of layers to leave dense (``modules_to_not_convert``).
     """
 
@@ -42,7 +42,7 @@ class Choice:
     activations: str = ""
     scale: str = ""
     algorithm: str = "max"
-    pointwise: bool = False
+    pointwise: bool = True
     excluded: tuple[str, ...] = ()
 
     @classmethod
@@ -73,7 +73,7 @@ class Choice:
         """A short name, different for different choices."""
         parts = [self.scheme, f"b{self.block}" if self.block is not None else ""]
         parts += [f"+ {self.activations} {self.scale}".strip() if self.activations else ""]
-        parts += [self.algorithm if self.algorithm != "max" else "", "pointwise" if self.pointwise else ""]
+        parts += [self.algorithm if self.algorithm != "max" else "", "" if self.pointwise else "1x1 dense"]
         parts += [f"without {', '.join(self.excluded)}" if self.excluded else ""]
         return " ".join(part for part in parts if part)
 

@@ -24,7 +24,7 @@ def script(
     if choice is None:
         return "\n".join([*_load(pipeline, model), *_generate(pipeline, request)])
     config = choice.config(lambda model: None)
-    if reason := _why_not_plain(choice):
+    if reason := _why_not_plain(choice, bool(plan(model, config).pointwise)):
         header, quantize = "import modelopt_nb", [
             f"# {reason}",
             *(calibration if choice.calibrates else []),
@@ -36,11 +36,11 @@ def script(
     return "\n".join([header, *_load(pipeline, model), *quantize, *_generate(pipeline, request)])
 
 
-def _why_not_plain(choice: Choice) -> str:
-    """Return why plain ModelOpt cannot generate the image, or an empty string."""
+def _why_not_plain(choice: Choice, pointwise: bool) -> str:
+    """Return why plain ModelOpt cannot generate the image, or an empty string; ``pointwise``: of a 1x1 convolution."""
     if choice.scheme.startswith("NF4"):
         return "modelopt_nb repairs ModelOpt, which cannot read NF4 back"
-    if choice.pointwise:
+    if pointwise:
         return "modelopt_nb packs 1x1 convolutions as linear layers"
     if choice.activations or choice.algorithm != "max":
         return "modelopt_nb keeps calibrated scales, which ModelOpt's packing drops"

@@ -241,7 +241,7 @@ def test_a_prompt_with_markup_is_text(explorer):
 def test_show_code_and_save(explorer):
     explorer.locator("[data-do=code]").click()
     explorer.locator(".mnb-code").wait_for()
-    assert "mtq.quantize" in explorer.locator(".mnb-code code").inner_text()
+    assert "modelopt_nb.quantize" in explorer.locator(".mnb-code code").inner_text()
     for kind, begins in (("csv", b"run,prompt"), ("png", b"\x89PNG")):
         with explorer.page.expect_download() as download:
             explorer.locator(f"[data-export={kind}]").click()

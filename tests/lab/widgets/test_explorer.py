@@ -214,7 +214,7 @@ def test_add_remove_select(explorer):
     assert explorer.names == ["INT4", "FP8"]
     assert explorer.request["selected"] == 1
     explorer.show_code()
-    assert "mtq.quantize" in explorer.code_shown
+    assert "modelopt_nb.quantize" in explorer.code_shown
     with pytest.raises(TypeError, match="colour is not known"):
         explorer.select(colour="red")
 

@@ -137,7 +137,7 @@ for i, code in enumerate({codes!r}):
 
 
 def test_code_generates_the_same_image_without_the_widget(quick_calibration, workbench, tmp_path):
-    plain = ["INT8 channel", "INT4"]
+    plain = [Choice("INT8 channel", pointwise=False), Choice("INT4", pointwise=False)]
     with_package = [Choice("NF4", pointwise=True), Choice("INT8", activations="INT8", algorithm="smoothquant")]
     request = workbench.request(ASKED | {"variants": [*plain, *with_package], "steps": 1})
     tiles = list(workbench.generate(request))
