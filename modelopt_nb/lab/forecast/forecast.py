@@ -72,10 +72,11 @@ class Forecast:
         return pd.DataFrame(rows, columns=keys).set_index(keys[:3])
 
     def table(self) -> Table:
-        """Return :attr:`frame` with two decimals, and in the caption what the numbers are about."""
+        """Return :attr:`frame` with three significant digits, and in the caption what the numbers are about."""
         text = f"{self.name}, {self.size}; {', '.join(self.quantized)} packed; {self.memory / GIB:.1f} GiB of memory, "
-        text += f"{self.margin:.0%} of it spare; activations {self.activations / GIB:.1f} GiB. {RULE}"
-        return Table(self.frame, text + "".join(f" Left out: {name}, {why}." for name, why in self.left_out.items()))
+        text += f"{self.margin:.0%} of it spare; activations {self.activations / GIB:.2g} GiB. {RULE}"
+        text += "".join(f" Left out: {name}, {why}." for name, why in self.left_out.items())
+        return Table(self.frame.map(lambda x: f"{x:.3g}" if isinstance(x, float) else x), text)
 
     def __repr__(self) -> str:
         return repr(self.table())
