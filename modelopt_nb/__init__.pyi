@@ -21,6 +21,11 @@ from .lab.compare.results import Comparison as Comparison
 from .lab.compare.runner import compare as compare
 from .lab.compare.variants import Variant as Variant
 from .lab.export import export as export
+from .lab.forecast.configs import architectures as architectures
+from .lab.forecast.forecast import Forecast as Forecast
+from .lab.forecast.forecast import afford as afford
+from .lab.forecast.forecast import forecast as forecast
+from .lab.forecast.picture import plot_afford as plot_afford
 from .lab.layers.kinds import KINDS as KINDS
 from .lab.layers.select import layer_frame as layer_frame
 from .lab.layers.select import select as select

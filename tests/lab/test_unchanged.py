@@ -22,7 +22,7 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
 STUB = Path(nb.__file__).with_suffix(".pyi")
 #: Public classes that hold values, and an error.
 DATA_CLASSES = {
-    "Budget", "CheckpointError", "Choice", "Comparison", "LayerPlan", "LayerRow", "ModelCall", "ModelRows", "PeakMemory",
+    "Budget", "CheckpointError", "Choice", "Comparison", "Forecast", "LayerPlan", "LayerRow", "ModelCall", "ModelRows", "PeakMemory",
     "Plan", "QuantType", "Report", "Variant", "WeightBytes", "WeightLayout",
 }  # fmt: skip
 #: Lower-level verbs, and the one that calls them here.
@@ -128,6 +128,10 @@ STILL = {
     "config_code": lambda p: nb.config_code(NF4),
     "check_scheme": lambda p: [nb.check_scheme("INT4", algorithm=a) for a in ("max", "awq_lite", "svdquant")],
     "algorithm_table": lambda p: nb.algorithm_table(["INT8"], []),
+    "forecast": lambda p: nb.forecast(p, ["INT8"]),
+    "afford": lambda p: nb.afford([p.unet], ["8 GiB"]),
+    "architectures": lambda p: nb.architectures(),
+    "plot_afford": lambda p: nb.plot_afford(pd.DataFrame({"8 GiB": ["FP8, offloaded", "no"]})),
     "load_pipeline": lambda p: nb.load_pipeline(device="cpu"),
     "load_prompts": lambda p: nb.load_prompts("show"),
     "load_classifier": lambda p: nb.load_classifier(),
