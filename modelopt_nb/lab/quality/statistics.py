@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import betaln, xlogy
 from scipy.stats import binomtest, bootstrap
 
 FEWEST = 8  # answers that a verdict needs
@@ -35,13 +37,30 @@ def percent(correct: Sequence[bool]) -> tuple[float, float, float]:
     return 100 * k / n, 100 * interval.low, 100 * interval.high
 
 
+def sequence_interval(right: int, answers: int, variants: int = 1) -> tuple[float, float]:
+    """Return bounds of the share of right answers, in percent, that hold at every length of a game at once.
+
+    A player may look at them after each answer and stop at any time: the true share is ever outside, for any of the
+    ``variants``, in at most 5 % of games (Ville's inequality for the ratio of the likelihood under a uniform prior to
+    that of the share; Bonferroni's correction for ``variants``).
+    """
+    evidence, limit = betaln(right + 1, answers - right + 1), math.log(variants / 0.05)
+
+    def excess(share: float) -> float:
+        return evidence - xlogy(right, share) - xlogy(answers - right, 1 - share) - limit
+
+    most_likely, tiny = right / max(answers, 1), 1e-12
+    low = brentq(excess, tiny, most_likely) if right and excess(tiny) > 0 else 0.0
+    high = brentq(excess, most_likely, 1 - tiny) if right < answers and excess(1 - tiny) > 0 else 1.0
+    return 100 * float(low), 100 * float(high)
+
+
 def verdict(right: int, answers: int, images: int, variants: int = 1) -> str:
     """Say whether ``right`` of ``answers`` correct picks, each out of ``images``, differ from guessing.
 
-    They differ if guessing is right that often with probability below ``0.05 / variants`` (exact binomial test;
-    Bonferroni's correction for one verdict per variant). Needs :data:`FEWEST` answers.
+    They differ if :func:`sequence_interval` lies above the share that guessing gives. Needs :data:`FEWEST` answers.
     """
     if answers < FEWEST:
         return f"too few answers: {answers} of {FEWEST}"
-    p = binomtest(right, answers, 1 / images, alternative="greater").pvalue
-    return "distinguishable" if p < 0.05 / variants else "not distinguishable from guessing"
+    low, _ = sequence_interval(right, answers, variants)
+    return "distinguishable" if low > 100 / images else "not distinguishable from guessing"

@@ -11,7 +11,7 @@ from traitlets import Dict, List
 
 from modelopt_nb.lab.pipelines.prompts import load_prompts, prompts_and_seeds
 from modelopt_nb.lab.plots.pictures import plot_pictures
-from modelopt_nb.lab.quality.statistics import percent, verdict
+from modelopt_nb.lab.quality.statistics import sequence_interval, verdict
 from modelopt_nb.lab.widgets.background import BackgroundWidget, view_code
 from modelopt_nb.lab.widgets.choices import Choice
 from modelopt_nb.lab.widgets.request import Request, default_guidance
@@ -59,7 +59,7 @@ class BlindTest(BackgroundWidget):
         component: The component to quantize; the transformer or UNet by default.
         calibrate: Prompts to calibrate with if a variant needs it.
 
-    ``results`` has a row per round and ``frame`` one per variant, with its 95 % interval and the verdict.
+    ``results`` has a row per round and ``frame`` one per variant, with its interval and the verdict.
 
     Raises:
         ValueError, TypeError: Variants, prompts or a number of pictures that are not allowed.
@@ -158,11 +158,15 @@ class BlindTest(BackgroundWidget):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per variant: answers, right ones, percent with its 95 % interval, percent by guessing, verdict."""
+        """A row per variant: answers, right ones, percent with its interval, percent by guessing, verdict.
+
+        The intervals hold together, with 95 % confidence, after each answer (:func:`sequence_interval`).
+        """
         rows, images, variants = {}, self.pictures, len(self.choices)
         for choice in self.choices:
             right = [r["right"] for r in self._results if r["variant"] == choice.name]
-            share, low, high = percent(right) if right else (float("nan"), 0.0, 100.0)
+            share = 100 * sum(right) / len(right) if right else float("nan")
+            low, high = sequence_interval(sum(right), len(right), variants)
             rows[choice.name] = {
                 "answers": len(right), "right": sum(right), "percent": share, "low": low, "high": high,
                 "guessing": 100 / images, "verdict": verdict(sum(right), len(right), images, variants),

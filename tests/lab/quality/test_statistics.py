@@ -1,10 +1,10 @@
 import math
-import random
 
 import numpy as np
 import pytest
+from scipy import integrate
 
-from modelopt_nb.lab.quality.statistics import FEWEST, median, median_interval, percent, verdict
+from modelopt_nb.lab.quality.statistics import FEWEST, median, median_interval, percent, sequence_interval, verdict
 
 
 def test_percent_has_wilsons_interval():
@@ -38,15 +38,28 @@ def test_verdict():
     assert verdict(8, 8, 2) == "distinguishable"
     assert verdict(5, 8, 2) == "not distinguishable from guessing"
     assert verdict(50, 100, 2) == "not distinguishable from guessing"
-    assert verdict(65, 100, 2) == "distinguishable"
-    assert verdict(50, 100, 3) == "distinguishable"  # guessing would be 33
-    assert verdict(7, 8, 2) == "distinguishable"
-    assert (
-        verdict(7, 8, 2, variants=3) == "not distinguishable from guessing"
-    )  # one of three comes up by luck too often
+    assert verdict(70, 100, 2) == "distinguishable"
+    assert verdict(55, 100, 3) == "distinguishable"  # guessing would be 33
+    assert verdict(8, 8, 2, variants=3) == "not distinguishable from guessing"  # by luck too often in one of three
 
 
-def test_a_guesser_rarely_differs_from_guessing():
-    dice = random.Random(0)
-    verdicts = [verdict(sum(dice.random() < 0.5 for _ in range(12)), 12, 2, 3) for _ in range(600)]
-    assert verdicts.count("distinguishable") / len(verdicts) < 0.05 / 3 + 0.015
+def test_the_interval_is_where_the_likelihood_is_a_twentieth():
+    low, high = sequence_interval(8, 10)
+    for bound in (low / 100, high / 100):
+        evidence = integrate.quad(lambda p: p**8 * (1 - p) ** 2, 0, 1)[0]
+        assert evidence / (bound**8 * (1 - bound) ** 2) == pytest.approx(20, rel=1e-6)
+    assert sequence_interval(0, 0) == (0, 100)
+    assert sequence_interval(0, 9)[0] == 0 and sequence_interval(9, 9)[1] == 100
+
+
+@pytest.mark.parametrize(("images", "variants"), [(2, 1), (3, 1), (2, 3)])
+def test_a_guesser_who_stops_at_any_round_is_rarely_told_apart(images, variants):
+    """In games of up to 60 rounds a variant, with a look at every verdict after each answer."""
+    games, rounds = 4000, 60
+    told = [[verdict(k, n, images, variants) == "distinguishable" for k in range(n + 1)] for n in range(rounds + 1)]
+    right = (np.random.default_rng(0).random((games, variants, rounds)) < 1 / images).cumsum(axis=2)
+    apart = np.zeros(games, dtype=bool)
+    for n in range(1, rounds + 1):
+        apart |= np.array(told[n])[right[:, :, n - 1]].any(axis=1)
+        assert apart.mean() <= 0.05, f"false alarms within {n} rounds"
+    assert apart.mean() > 0.002  # and it is a test

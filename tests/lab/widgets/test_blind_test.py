@@ -81,10 +81,10 @@ def test_three_images_are_two_dense_ones_and_one_that_differs(pipeline, instant)
 
 
 def test_always_right_is_different_from_guessing(game, instant):
-    for _ in range(2 * FEWEST):
+    for _ in range(2 * (FEWEST + 1)):  # nine of nine each: eight come up by luck too often in one of two
         game.answer(deal(game))
     assert game.frame["verdict"].tolist() == ["distinguishable"] * 2
-    assert game.frame["low"].min() > 50
+    assert game.frame["low"].min() > 50  # the interval says what the verdict says
     game.reset()
     assert game.frame["answers"].sum() == 0
 

@@ -38,6 +38,7 @@ def lab(tmp_path_factory):
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = re.sub(r"STEPS = \d+", f"STEPS = {STEPS}", cell.source)
     notebook.cells = [c for c in notebook.cells if "play(" not in c.source]  # two players of code: nothing to click
+    notebook.cells.append(nbformat.v4.new_code_cell("mnb.Explorer(pipeline, ['FP8'])"))
     nbformat.write(notebook, folder / NOTEBOOK.name)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -204,6 +205,7 @@ def test_history_sorts(explorer):
 
 def test_choices_that_cannot_work_say_why(explorer):
     explorer.locator("[data-chip='0']").click()
+    assert "CUDA" in explorer.locator("[data-group=activations] .mnb-reasons").inner_text()
     label = explorer.locator("[data-group=activations] label", has_text="NVFP4").first
     assert "CUDA" in label.get_attribute("title")
     assert label.locator("input").is_disabled()
@@ -236,6 +238,47 @@ def test_a_prompt_with_markup_is_text(explorer):
     explorer.locator("[data-error=prompt]").wait_for()
     assert "Allowed" in explorer.locator("[data-error=prompt]").inner_text()
     explorer.locator("[data-field=prompt]").fill("a fox face on a blue background")
+
+
+def test_text_typed_before_the_kernel_answers_is_kept(explorer):
+    field = explorer.locator("[data-field=prompt]")
+    explorer.locator("[data-do=add]").click()
+    field.press("ControlOrMeta+a")
+    field.press_sequentially("a whale, typed while the kernel adds a variant")
+    explorer.locator("[data-chip='3']").wait_for()
+    time.sleep(0.5)
+    assert field.input_value() == "a whale, typed while the kernel adds a variant"
+    explorer.locator("[data-chip='remove 3']").click()
+    explorer.locator("[data-chip='3']").wait_for(state="detached")
+    rows = explorer.locator("tbody tr").count()
+    field.press("Enter")
+    explorer.page.wait_for_function(f"document.querySelectorAll('.mnb-explorer tbody tr').length > {rows}")
+    until(explorer, "Generated in")
+    assert "a whale, typed" in explorer.locator(".mnb-history").inner_text()
+
+
+def test_the_notebooks_shortcuts_leave_the_widget_alone(explorer):
+    cells = explorer.page.locator(".jp-Notebook .jp-Cell")
+    before = cells.count()
+    for target in ("[data-do=code]", "[data-group=scheme] input:checked", "figure .mnb-frame >> nth=0"):
+        explorer.locator(target).first.focus()
+        for key in "ddaxx":
+            explorer.page.keyboard.press(key)
+    time.sleep(0.3)
+    assert cells.count() == before
+    assert explorer.is_visible()
+
+
+def test_two_widgets_share_no_ids_or_radio_groups(page):
+    page.wait_for_function("document.querySelectorAll('.mnb-explorer').length > 1")
+    ids = page.eval_on_selector_all(".mnb [id]", "nodes => nodes.map((node) => node.id)")
+    assert len(ids) == len(set(ids)) > 8
+    groups = page.eval_on_selector_all(
+        ".mnb",
+        "views => views.map((v) => [...new Set([...v.querySelectorAll('input[type=radio]')].map((i) => i.name))])",
+    )
+    names = [name for group in groups for name in group]
+    assert len(names) == len(set(names)) > 8
 
 
 def test_show_code_and_save(explorer):

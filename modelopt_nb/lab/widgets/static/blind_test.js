@@ -31,7 +31,7 @@ function render({ model, el }) {
   function showScore() {
     const rows = model.get("score");
     score.replaceChildren(
-      h("caption", {}, "Right answers, 95 % interval of their share, verdict"),
+      h("caption", {}, "Right answers, interval of their share (95 % confidence for all variants, whenever you stop), verdict"),
       h("thead", {}, h("tr", {}, ...["variant", "right", "interval", "verdict"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map((text) => h("td", {}, text))))),
     );
@@ -47,6 +47,7 @@ function render({ model, el }) {
   el.tabIndex = 0;
   el.setAttribute("role", "group");
   el.setAttribute("aria-label", "Blind test: number keys answer, n deals the next round");
+  keepKeys(el);
   el.classList.add("mnb", "mnb-blind-test");
   el.append(h("div", { className: "mnb-row" }, next, h("small", {}, "Keys: the number of an image answers, n deals the next round")), statusLine(model), question, pictures, h("div", { className: "mnb-scroll" }, score), h("p", { className: "mnb-about" }, model.get("about")));
   const unfollow = follow(model, {

@@ -46,6 +46,7 @@ function layerTree(layers, excluded, leave, take) {
 function imageView(model) {
   const view = { mode: "side", divider: 50, gain: 5, zoom: 1, x: 0, y: 0 };
   const tiles = h("div", { className: "mnb-tiles" });
+  const stale = h("p", { className: "mnb-note", hidden: true }, "These images are from the run before.");
   const modes = fresh("mode");
   const mode = (value, label) => h("label", {}, h("input", { type: "radio", name: modes, value, checked: value === "side", onchange: () => look({ mode: value }) }), label);
   const divider = h("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Divider: dense on its left, in percent", "data-field": "divider", oninput: (e) => look({ divider: Number(e.target.value) }) });
@@ -110,7 +111,8 @@ function imageView(model) {
   }
   function show() {
     const [dense, ...others] = model.get("pictures");
-    tiles.classList.toggle("mnb-stale", !dense); // the old images stay until the first new one is there
+    stale.hidden = Boolean(dense) || !tiles.children.length; // the old images stay until the first new one is there
+    tiles.classList.toggle("mnb-stale", !dense);
     if (!dense) return;
     const { prompt } = model.get("request");
     tiles.replaceChildren(
@@ -131,11 +133,11 @@ function imageView(model) {
     look();
   }
   look();
-  return { tools, tiles, show };
+  return { tools, tiles, stale, show };
 }
 
 // The table of all runs, sorted by a click on a column's name.
-function historyTable(model, call) {
+function historyTable(model, restore) {
   const history = h("table", { className: "mnb-history" });
   let sorted = { column: 0, up: false };
   function show() {
@@ -153,7 +155,7 @@ function historyTable(model, call) {
       h("thead", {}, h("tr", {}, ...columns.map((name, i) => h("th", { scope: "col", "aria-sort": i === sorted.column ? (sorted.up ? "ascending" : "descending") : "none" },
         h("button", { type: "button", "data-key": `sort ${i}`, onclick: () => ((sorted = { column: i, up: i === sorted.column ? !sorted.up : true }), show()) }, `${name}${i === sorted.column ? (sorted.up ? " ▲" : " ▼") : ""}`))))),
       h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.cells.map(([text], i) => (i ? h("td", {}, text) : h("td", {},
-        h("button", { type: "button", "data-run": `${row.run}`, "data-key": `run ${row.run} ${row.cells[columns.indexOf("variant")][0]}`, "aria-label": `Restore run ${row.run}`, onclick: () => call("restore", row.run) }, text))))))),
+        h("button", { type: "button", "data-run": `${row.run}`, "data-key": `run ${row.run} ${row.cells[columns.indexOf("variant")][0]}`, "aria-label": `Restore run ${row.run}`, onclick: () => restore(row.run) }, text))))))),
     );
     if (focused) [...history.querySelectorAll("button")].find((b) => b.dataset.key === focused)?.focus();
     setStatus();
@@ -188,7 +190,11 @@ function render({ model, el }) {
     return h("div", { className: `mnb-field mnb-field-${name}` }, h("label", { htmlFor: id }, label), input, wrong);
   };
   const asNumber = (text) => (text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text);
-  const typed = (name, attributes, read) => h("input", { type: "text", "data-field": name, ...attributes, oninput: (e) => ask({ [name]: read(e.target.value) }) });
+  let edit = null; // the last text typed: a request of the kernel that was sent before it does not undo it
+  const typed = (name, attributes, read) => h("input", { type: "text", "data-field": name, ...attributes, oninput: (e) => {
+    edit = { name, value: read(e.target.value), until: Date.now() + 2000 };
+    ask({ [name]: edit.value });
+  } });
   const numeric = { inputMode: "decimal", size: 6, autocomplete: "off" };
 
   const run = h("button", { type: "submit", className: "mnb-run", "data-do": "run" }, "Run");
@@ -214,8 +220,9 @@ function render({ model, el }) {
   for (const [name, legend] of Object.entries(legends)) {
     const wrong = h("span", { className: "mnb-wrong", role: "alert", "data-error": name });
     const choices = h("div", { className: "mnb-choices" });
-    groups[name] = { choices, wrong, radio: fresh(name) };
-    editor.append(h("fieldset", { "data-group": name }, h("legend", {}, legend), choices, wrong));
+    const reasons = h("small", { className: "mnb-note mnb-reasons", "aria-hidden": "true" }); // labels carry them, too
+    groups[name] = { choices, reasons, wrong, radio: fresh(name) };
+    editor.append(h("fieldset", { "data-group": name }, h("legend", {}, legend), choices, reasons, wrong));
   }
   const pointwise = h("input", { type: "checkbox", "data-field": "pointwise", onchange: (e) => change({ pointwise: e.target.checked }) });
   editor.append(h("label", { className: "mnb-check" }, pointwise, "pack 1x1 convolutions as linear layers"));
@@ -259,7 +266,10 @@ function render({ model, el }) {
     const options = model.get("options");
     const active = document.activeElement;
     const focused = active && editor.contains(active) && active.type === "radio" ? [active.name, active.dataset.value] : null;
-    for (const [name, { choices, radio }] of Object.entries(groups)) {
+    for (const [name, { choices, reasons, radio }] of Object.entries(groups)) {
+      const barred = {};
+      for (const [, label, reason] of options[name] ?? []) if (reason) (barred[reason] ??= []).push(label);
+      reasons.textContent = Object.entries(barred).map(([reason, labels]) => `${labels.join(", ")}: ${reason}`).join("; ");
       const now = JSON.stringify(selected()?.[name] ?? null);
       choices.replaceChildren(
         ...(options[name] ?? []).map(([value, label, reason]) => {
@@ -285,6 +295,7 @@ function render({ model, el }) {
   }
 
   function showRequest() {
+    if (edit && Date.now() < edit.until && request()[edit.name] !== edit.value) return ask({ [edit.name]: edit.value });
     for (const name of ["prompt", "seed", "steps", "guidance"]) {
       const { input } = fields[name];
       const value = request()[name];
@@ -306,7 +317,7 @@ function render({ model, el }) {
   }
 
   const images = imageView(model);
-  const past = historyTable(model, call);
+  const past = historyTable(model, (run) => ((edit = null), call("restore", run)));
   const showHistory = () => {
     past.show();
     for (const button of exports) button.disabled = !model.get("history").length;
@@ -330,11 +341,12 @@ function render({ model, el }) {
   };
   model.on("msg:custom", received);
 
+  keepKeys(el);
   el.classList.add("mnb", "mnb-explorer");
   el.append(
     form, statusLine(model),
     h("section", { "aria-label": "Variants" }, h("div", { className: "mnb-row" }, chips, add, codeButton, variantsWrong), editor, listing),
-    h("section", { "aria-label": "Images" }, images.tools, images.tiles),
+    h("section", { "aria-label": "Images" }, images.tools, images.stale, images.tiles),
     h("section", { "aria-label": "History", className: "mnb-past" }, h("div", { className: "mnb-row" }, ...exports), h("div", { className: "mnb-scroll" }, past.history)),
     h("p", { className: "mnb-about" }, model.get("about")),
   );

@@ -22,8 +22,11 @@ function whenNew(state, show) {
   };
 }
 
-let ids = 0;
-const fresh = (word) => `mnb-${word}-${ids++}`;
+// Each widget loads this module by itself, so a counter would give two widgets the same ids.
+const fresh = (word) => `mnb-${word}-${Math.random().toString(36).slice(2)}`;
+
+// Keep keys from JupyterLab's shortcuts: "d d" would delete the cell. Those with Ctrl or Cmd, such as saving, go through.
+const keepKeys = (el) => el.addEventListener("keydown", (e) => e.ctrlKey || e.metaKey || e.stopPropagation());
 
 // Show PNG bytes as an image; its URL is revoked once it has loaded.
 function image(png, alt) {
