@@ -197,7 +197,12 @@ class Explorer(BackgroundWidget):
         return runs_frame(self.runs)
 
     def table(self) -> Table:
-        """Return :attr:`frame` for reading: rounded, with the machine in the caption, without the times."""
+        """Return :attr:`frame` for reading: rounded, with the machine in the caption, without the times.
+
+        Raises ValueError before the first run; if that failed, with its message.
+        """
+        if not self.runs:
+            raise ValueError(f"There is no run to show. Allowed: after run() and wait(). The last message: {self.message}")
         frame = self.frame.set_index("run")
         shown = [name for name in self.columns if name in frame.columns and name not in TIMINGS]
         return Table(frame[shown], self.about)
