@@ -18,7 +18,7 @@ def by_table(function: Rounding, values: torch.Tensor) -> torch.Tensor:
     """Return ``function(values)`` as uint8, for values of :data:`DTYPES` on a CPU.
 
     Of float32 the upper 16 bits count, rounded to odd: the last is set if a lower one is. So a value between two of 8
-    bits is told from both, which is exact if ``function`` changes only at values of at most 7 bits.
+    bits differs from both, which is exact if ``function`` changes only at values of at most 7 bits.
     """
     if values.dtype == torch.float32:
         bits = values.view(torch.int32)
