@@ -28,9 +28,10 @@ _enabling = threading.RLock()
 @functools.cache
 def all_repairs() -> tuple[repairs.Repair, ...]:
     """Return every repair, with the parts of the kit that it puts in place."""
+    speed = repairs.Nf4Rounding(), repairs.Nvfp4Rounding()
     numbers = repairs.Nf4ReadBack(), repairs.Zeros(), repairs.CalibratedScales(), repairs.HistogramMse()
     with_kit = repairs.ConfigClass(ModelOptConfig), repairs.PackWhileLoading(Packer, ModelOptConfig)
-    return (*numbers, repairs.PackedModules(), *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
+    return (*speed, *numbers, repairs.PackedModules(), *with_kit, repairs.RestoreFromConfig(), repairs.AtomicSave())
 
 
 def repair_states() -> dict[str, str]:

@@ -198,13 +198,36 @@ def sweeps(pipeline: DiffusionPipeline) -> None:
     print(f"median of 7: sweep {ours:.2f} (goal 1.15 or less), simple script {simple:.2f}")
 
 
+def rounding() -> None:
+    """Pack a bfloat16 weight with each type: bytes of source a second on this many threads."""
+    import torch
+
+    from modelopt_nb import make_config, quantize, quiet
+
+    for quant_type in TYPES:
+        times = []
+        for _ in range(4):  # the first is first use of everything
+            layer = torch.nn.Sequential(torch.nn.Linear(4608, 4608, bias=False)).bfloat16()
+            source = layer[0].weight.nbytes
+            with quiet():
+                times.append(seconds(lambda: quantize(layer, make_config(quant_type))))  # noqa: B023
+        speed = source / min(times) / 1e9
+        print(
+            f"packing {quant_type}: {speed:.2f} GB of bfloat16 a second, {torch.get_num_threads()} threads (goal 0.6)"
+        )
+
+
 def imports() -> None:
     print(f"import modelopt_nb: {import_seconds():.3f} s (goal 0.1)", flush=True)
 
 
 def main(names: list[str]) -> None:
     """Run the named parts; all by default."""
-    alone = {"import": imports, "loading": lambda: [loading(quant_type) for quant_type in ("FP8", "NF4")]}
+    alone = {
+        "import": imports,
+        "rounding": rounding,
+        "loading": lambda: [loading(quant_type) for quant_type in ("FP8", "NF4")],
+    }
     parts = {"exploring": exploring, "sensitivity": layer_sensitivity, "calibrations": calibrations, "sweeps": sweeps}
     names = names or [*alone, *parts]
     if unknown := set(names) - {*alone, *parts}:

@@ -30,6 +30,7 @@ def activation_entries(
     if calibrator not in CALIBRATORS:
         raise ValueError(f"activation_calibrator={calibrator!r} is not known. Allowed: {', '.join(CALIBRATORS)}")
     cfg: dict[str, Any] = {"num_bits": activations.num_bits}
+    cfg |= {} if calibrator == "max" else {"calibrator": "histogram"}
     chosen = scale or ("dynamic token" if per_channel else "static tensor")
     if calibrator != "max" and (chosen != "static tensor" or activations.needs_block):
         wrong = f"activation_calibrator={calibrator!r} makes a histogram of a whole tensor, and the scale is {chosen!r}"
@@ -43,8 +44,6 @@ def activation_entries(
     if activations.needs_block:
         cfg["block_sizes"] = {-1: activations.block, "type": "dynamic", "scale_bits": activations.scale_bits}
         return [{"quantizer_name": "*input_quantizer", "cfg": cfg}]
-    if calibrator != "max":
-        cfg["calibrator"] = "histogram"
     linear, convolution = ACTIVATION_SCALES[chosen]
     entries = [{"quantizer_name": "*input_quantizer", "cfg": cfg | linear}]
     classes = ("nn.Conv1d", "nn.Conv2d", "nn.Conv3d") if convolution != linear else ()

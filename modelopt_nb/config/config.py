@@ -37,9 +37,9 @@ class ModelOptConfig(NVIDIAModelOptConfig):
         forward_loop: Called with the model to calibrate activations.
         modelopt_config: ModelOpt's own configuration, instead of the one that the arguments give.
         disable_conv_quantization: Leave every convolution dense.
-        pointwise_as_linear: Replace 1x1 convolutions by linear layers and pack those, in blocks too. The packed model
-            keeps the linear layers. None: True, but False in Diffusers' class, in a saved configuration without it,
-            and with ``modelopt_config`` or ``disable_conv_quantization``, which speak of convolutions.
+        pointwise_as_linear: Replace 1x1 convolutions by linear layers, which the packed model keeps, and pack those, in
+            blocks too. The default; but not in Diffusers' class, in a saved configuration without it, or with
+            ``modelopt_config`` or ``disable_conv_quantization``.
         per_layer: Patterns of layers by scheme, such as ``{"INT8 channel": ["attn1"]}``. They override ModelOpt's own
             exclusions; ``modules_to_not_convert`` overrides them.
         activation_scale: A name in :data:`ACTIVATION_SCALES`; by default as in Diffusers ``"static tensor"``, or
@@ -97,27 +97,23 @@ class ModelOptConfig(NVIDIAModelOptConfig):
             raise TypeError(f"forward_loop={forward_loop!r} cannot be called with a model")
         if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
             raise ValueError(f"percentile={percentile!r} is not allowed. Allowed: above 0, up to 100")
-        documented = self.lenient or "quant_method" in arguments  # Diffusers' class, or a saved dict
+        remain = self.lenient or modelopt_config or disable_conv_quantization or "quant_method" in arguments
         if (method := arguments.pop("quant_method", "modelopt")) != "modelopt":
             raise ValueError(f"quant_method={method!r} is not 'modelopt'")
 
         self.quant_method, self.quant_type = QuantizationMethod.MODELOPT, quant_type
         self.modules_to_not_convert: list[str] = as_patterns("modules_to_not_convert", modules_to_not_convert)
         self.weight_only = activations is None if weight_only is None else weight_only
-        for name, value in vars(blocks if modelopt_config else blocks.resolve(weights)).items():
-            setattr(self, name, value)
+        vars(self).update(vars(blocks if modelopt_config else blocks.resolve(weights)))
         self.forward_loop, self.disable_conv_quantization = forward_loop, disable_conv_quantization
-        convolutions = documented or bool(modelopt_config) or bool(disable_conv_quantization)
-        self.pointwise_as_linear = not convolutions if pointwise_as_linear is None else pointwise_as_linear
+        self.pointwise_as_linear = not remain if pointwise_as_linear is None else pointwise_as_linear
         self.per_layer = {scheme: _layers_of(scheme, layers) for scheme, layers in (per_layer or {}).items()}
         self.activation_scale, self.activation_calibrator = activation_scale, activation_calibrator
         self.percentile, self.packed_dtype = percentile, packed_dtype
         built: dict[str, Any] = _from_json(dict(modelopt_config)) if modelopt_config else {}
         chosen = algorithm_dict(built.get("algorithm") or algorithm, arguments)
-        self.modelopt_config: dict[str, Any] = {
-            "quant_cfg": built.get("quant_cfg") or self._entries(blocks),
-            "algorithm": chosen,
-        }
+        entries = built.get("quant_cfg") or self._entries(blocks)
+        self.modelopt_config: dict[str, Any] = {"quant_cfg": entries, "algorithm": chosen}
 
     def _entries(self, blocks: Blocks) -> list[dict[str, Any]]:
         """Return ModelOpt's ordered entries: all off, then weights and activations on, then its own exclusions."""

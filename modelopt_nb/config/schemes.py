@@ -61,10 +61,8 @@ class Blocks:
             if value is not None and block is None:
                 raise ValueError(f"{name}={value} needs block_quantize, the blocks whose scales it groups")
         if (scale_block is None) != (self.scale_channel_quantize is None):
-            scale_axis = f"scale_channel_quantize={self.scale_channel_quantize}"
-            raise ValueError(
-                f"{scale_axis} and scale_block_quantize={scale_block} need each other: give both or neither"
-            )
+            given = f"scale_channel_quantize={self.scale_channel_quantize} and scale_block_quantize={scale_block}"
+            raise ValueError(f"{given} need each other: give both or neither")
         if weights.bits == 4 and block is not None and block % 2:
             odd = f"block_quantize={block} is odd, and two {weights.name} weights share a byte"
             raise ValueError(f"{odd}. Allowed: even sizes")

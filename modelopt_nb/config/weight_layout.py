@@ -79,7 +79,8 @@ class WeightLayout:
             return f"it has no axis {axis}"
         if self.block is not None and shape[axis] % self.block:
             if len(shape) > 2 and axis == -1:
-                return f"a convolution: blocks of {self.block} run along its kernel's width, {shape[-1]}"
+                more = "; pointwise_as_linear=True packs it if it has no stride" if set(shape[2:]) == {1} else ""
+                return f"a convolution: blocks of {self.block} run along its kernel's width, {shape[-1]}{more}"
             return f"its axis {axis}, {shape[axis]}, is not a multiple of the block size {self.block}"
         dense, packed = math.prod(shape) * ITEMSIZE[dtype], self.bytes(shape, dtype)
         return f"it would not shrink: {dense} bytes dense, {packed} packed" if packed >= dense else ""

@@ -39,12 +39,10 @@ class Report:
     def measure(cls, model: nn.Module, config: ModelOptConfig, plan: Plan) -> "Report":
         """Measure a model that was packed as ``plan`` says. Raises RuntimeError if it was not."""
         layers = tuple(_measured(model, layer) for layer in plan.layers)
-        rest, after, before = tuple(_rest(model, layers)), weight_bytes(model), Counter[str]()
-        for x in (*layers, *rest):
-            before[x.dtype] += x.dense_bytes
-        dense = WeightBytes({dtype: size for dtype, size in before.items() if size}, after.weights)
+        rest, after = tuple(_rest(model, layers)), weight_bytes(model)
+        before = sum((Counter({x.dtype: x.dense_bytes}) for x in (*layers, *rest)), Counter[str]())
         quant_type = "per layer" if config.per_layer else config.quant_type
-        return cls(quant_type, layers, dense, after, _precision(config, plan), rest)
+        return cls(quant_type, layers, WeightBytes(dict(before), after.weights), after, _precision(config, plan), rest)
 
     @property
     def packed(self) -> tuple[LayerPlan, ...]:
@@ -65,12 +63,19 @@ class Report:
         """Bytes of the packed layers' weights, scales included, over their bytes in bfloat16."""
         return sum(x.packed_bytes for x in self.packed) / (2 * sum(math.prod(x.shape) for x in self.packed))
 
+    @property
+    def warning(self) -> str:
+        """The share of dense weights, if over a fifth, and why the largest such layer is dense; else empty."""
+        share = 1 - sum(math.prod(x.shape) for x in self.packed) / self.after.weights
+        largest = max(self.layers, key=lambda x: math.prod(x.shape) * bool(x.reason))
+        text = f"{share:.0%} of the weights stay dense. The largest, {largest.name}: {largest.reason}"
+        return text if share > 0.2 and largest.reason else ""
+
     def __str__(self) -> str:
-        sizes = (
-            f"{self.before.mib:.2f} MiB -> {self.after.mib:.2f} MiB ({self.after.bits_per_weight:.2f} bits per weight)"
-        )
-        packed = f"packed {len(self.packed)} of {len(self.layers)} layers, {sizes}"
-        text = f"{self.quant_type} ({self.precision}): {packed}"
+        text = f"{self.quant_type} ({self.precision}): packed {len(self.packed)} of {len(self.layers)} layers, "
+        before, after = self.before, self.after
+        text += f"{before.mib:.2f} MiB -> {after.mib:.2f} MiB ({after.bits_per_weight:.2f} bits per weight)"
+        text += f"\n  warning: {self.warning}" if self.warning else ""
         for reason in dict.fromkeys(x.reason for x in self.layers if x.reason):
             names = [x.name for x in self.layers if x.reason == reason]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

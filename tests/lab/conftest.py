@@ -99,3 +99,20 @@ def interrupting(module: nn.Module, call: int, error: type[BaseException]) -> It
         yield count
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def interrupting_all(chosen: Callable[[nn.Module], bool], call: int) -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at the given call of all modules that are ``chosen``, whichever model they are in."""
+    count = [0]
+
+    def hook(module: nn.Module, *_: Any) -> None:
+        count[0] += chosen(module)
+        if count[0] == call and chosen(module):
+            raise KeyboardInterrupt("on purpose")
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        yield count
+    finally:
+        handle.remove()

@@ -1,6 +1,7 @@
 """After every public verb, finished, failed or interrupted, nothing else has changed."""
 
 import ast
+import contextlib
 import copy
 import functools
 import tempfile
@@ -10,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from modelopt.torch.quantization.nn import TensorQuantizer
 
 import modelopt_nb as nb
 from modelopt_nb import compare, fit_budget, generate, make_config, record_calls
-from tests.lab.conftest import interrupting
+from modelopt_nb.upstream.layers import is_packed
+from tests.lab.conftest import interrupting, interrupting_all
 
 CALL = {"steps": 2}
 NF4, INT8, INT8_INT8 = make_config("NF4"), make_config("INT8"), make_config("INT8_INT8")
@@ -203,6 +206,29 @@ def test_after_a_verb_that_is_interrupted_or_raises(nothing_else_changes, used, 
         with nothing_else_changes() as pipeline, interrupting(pipeline.unet, call, error) as count:
             RUNNING[verb](pipeline)
         assert count[0] >= call
+
+
+#: What is interrupted inside a model, of this pipeline or of another, and at which of its calls.
+INNER = [
+    (lambda m: isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and not is_packed(m), lambda most: {most // 2}),
+    (is_packed, lambda most: {1, most}),
+    (lambda m: isinstance(m, TensorQuantizer), lambda most: {most // 2, most}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:interrupted", "ignore:variant .* failed")
+@pytest.mark.parametrize("verb", RUNNING)
+def test_after_a_verb_that_is_interrupted_in_a_layer(nothing_else_changes, used, verb):
+    """Interrupt at the first, a middle or the last call of all dense layers, packed layers and quantizers."""
+    nb.enable()  # whose probes quantize layers, too
+    with contextlib.ExitStack() as stack:
+        counts = [stack.enter_context(interrupting_all(chosen, 0)) for chosen, _ in INNER]
+        RUNNING[verb](used)
+    for (chosen, calls), (most,) in zip(INNER, counts, strict=True):
+        for call in calls(most) if most else ():
+            with nothing_else_changes() as pipeline, interrupting_all(chosen, call) as count:
+                RUNNING[verb](pipeline)
+            assert count[0] >= call
 
 
 @pytest.mark.parametrize("call", [*MISSING.values(), *BROKEN])

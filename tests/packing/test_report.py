@@ -1,5 +1,7 @@
 """Every parameter and buffer of a model is in its report once, with its bytes, and the reason if it stays dense."""
 
+import copy
+
 import diffusers
 import pytest
 import torch
@@ -85,3 +87,22 @@ def test_layers_that_modelopt_does_not_know_are_layers():
     assert "packed 6 of 33 layers" in str(report) and "packs no WanCausalConv3d" in str(report)
     with pytest.raises(ValueError, match="would pack no layer of Sequential: ModelOpt packs no WanCausalConv3d"):
         plan(nn.Sequential(model.encoder.conv_in), make_config("INT8"))
+
+
+def test_a_report_warns_if_over_a_fifth_of_the_weights_stay_dense(transformer):
+    half = nn.Sequential(nn.Conv2d(64, 64, 1), nn.Flatten(), nn.Linear(64, 64))
+    report = quantize(copy.deepcopy(half), make_config("NF4", pointwise_as_linear=False))
+    assert report.warning.startswith("51% of the weights stay dense. The largest, 0: a convolution: blocks of 64")
+    assert report.warning.endswith("pointwise_as_linear=True packs it if it has no stride")
+    assert f"\n  warning: {report.warning}" in str(report)
+    cases = {
+        "disable_conv_quantization": make_config("INT8", disable_conv_quantization=True),
+        "modules_to_not_convert: 2": make_config("INT8", "2"),
+    }
+    for why, config in cases.items():
+        assert quantize(copy.deepcopy(half), config).warning.endswith(why)
+    blocks = nn.Sequential(nn.Linear(64, 64), nn.Linear(48, 64))
+    assert "multiple of the block size 64" in quantize(blocks, make_config("INT4", None, None, -1, 64)).warning
+    for config in (make_config("NF4"), make_config("INT8")):
+        whole = quantize(copy.deepcopy(half), config)
+        assert whole.warning == "" and "warning" not in str(whole)

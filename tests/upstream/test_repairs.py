@@ -10,6 +10,7 @@ from diffusers import NVIDIAModelOptConfig, SanaTransformer2DModel
 from modelopt.torch.quantization.utils import is_quantized
 
 from modelopt_nb import enable, make_config, quantize, quiet, repair_states, verbs, weight_bytes
+from modelopt_nb.upstream.repairs.sixteen_bits import largest_tensor
 from tests.architectures import build, run
 
 BY_NAME = {repair.name: repair for repair in verbs.all_repairs()}
@@ -77,6 +78,14 @@ def packing_keeps_calibrated_scales():
         expected = rounded[0].weight_quantizer(weight)
         quantize(model, config)
         torch.testing.assert_close(read_packed(model[0]), expected, rtol=0, atol=1e-6)
+
+
+def rounding_makes_no_tensor_larger_than_the_weight(scheme):
+    def proof():
+        layer = torch.nn.Sequential(torch.nn.Linear(1024, 1024))
+        assert largest_tensor(quantize, layer, make_config(scheme)) <= 2 * 1024 * 1024
+
+    return proof
 
 
 def packed_weights_have_the_dtype_they_are_read_as():
@@ -189,6 +198,8 @@ PROOFS = {
         (copies_are_packed, TypeError),
         (casts_keep_packed_weights, Exception),
     ],
+    "nf4-rounding": [(rounding_makes_no_tensor_larger_than_the_weight("NF4"), AssertionError)],
+    "nvfp4-rounding": [(rounding_makes_no_tensor_larger_than_the_weight("NVFP4"), AssertionError)],
     "config-class": [
         (diffusers_configuration_works, TypeError),
         (wrong_types_raise, pytest.fail.Exception),

@@ -1,12 +1,16 @@
 """The results of a comparison as a frame and a table."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from diffusers.utils import export_to_video
 from torch import nn
 
 from modelopt_nb.lab.compare.table import Table
@@ -61,7 +65,29 @@ class Comparison:
     @property
     def caption(self) -> str:
         """Component, prompts, steps and machine of the results."""
-        return f"{self.component}, {len(self.prompts)} prompts, {self.steps} steps; {self.machine}"
+        video = any(image.ndim == 4 for v in self.variants for image in v.images)
+        metrics = "; PSNR and SSIM are means over the frames" if video else ""
+        return f"{self.component}, {len(self.prompts)} prompts, {self.steps} steps{metrics}; {self.machine}"
+
+    def save_videos(self, folder: str | os.PathLike[str], fps: int = 16) -> list[Path]:
+        """Write an mp4 per prompt with the variants side by side, dense first; return the paths.
+
+        Needs the packages imageio and imageio-ffmpeg.
+
+        Raises:
+            ValueError: The results are images.
+            ModuleNotFoundError: A package is missing.
+        """
+        if any(image.ndim != 4 for v in self.variants for image in v.images):
+            raise ValueError("save_videos: the results are images. Allowed: videos, of a text-to-video pipeline")
+        if missing := [name for name in ("imageio", "imageio_ffmpeg") if find_spec(name) is None]:
+            raise ModuleNotFoundError(f"save_videos needs {', '.join(missing)}: pip install imageio imageio-ffmpeg")
+        paths = [Path(folder) / f"{row}.mp4" for row in range(len(self.prompts))]
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for row, path in enumerate(paths):
+            wide = np.concatenate([v.images[row] for v in self.variants], axis=2)
+            export_to_video(list(wide.astype(np.float32) / 255), str(path), fps=fps)
+        return paths
 
     def table(self, *columns: str) -> Table:
         """Round columns of :attr:`frame`, with the caption; by default all but timings and interval bounds."""

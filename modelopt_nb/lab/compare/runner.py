@@ -19,7 +19,7 @@ from modelopt_nb import ModelOptConfig, Report, dequantized, peak_memory, quanti
 from modelopt_nb.lab.calibration.model_calls import ModelCall, record_calls
 from modelopt_nb.lab.compare.results import Comparison, machine
 from modelopt_nb.lab.compare.variants import COLUMNS, DENSE, Variant, check_config, configs_by_name
-from modelopt_nb.lab.pipelines.generate import cached_prompt_embeddings, check_counts, generate
+from modelopt_nb.lab.pipelines.generate import cached_prompt_embeddings, check_call, check_counts, generate, part_of
 from modelopt_nb.lab.pipelines.load import component_name, is_codec, is_embedded, step_hook, unchanged, with_component
 from modelopt_nb.lab.pipelines.prompts import Prompts, Seeds, prompts_and_seeds
 from modelopt_nb.lab.quality.classifier import classify
@@ -38,7 +38,7 @@ def compare(
     generated with weights dequantized once if the output is then the same bit for bit, otherwise with packed ones.
 
     Args:
-        pipeline: From :func:`modelopt_nb.load_pipeline`, or any text-to-image or text-to-video pipeline.
+        pipeline: From :func:`modelopt_nb.load_pipeline`, or any that makes images or videos from prompts (and images).
         variants: Quant types, or configurations by name. ``dense`` is always first.
         prompts: One image each; a list or array, or a frame with a column ``prompt`` (and ``seed``), as from
             :func:`modelopt_nb.load_prompts`. For the embedded pipeline and a frame with ``subject`` and ``background``,
@@ -61,6 +61,7 @@ def compare(
         expected = prompts[["subject", "background"]]
     texts, numbers = prompts_and_seeds(prompts, seeds)
     steps, measures = check_counts(pipeline, steps, call, batch_size), measures or {}
+    check_call(pipeline, call, len(texts))
     if taken := sorted({"variant", *(column.name for column in COLUMNS)} & set(measures)):
         raise ValueError(f"measures contains {', '.join(taken)}, already a column. Allowed: other names")
     if wrong := {name: measure for name, measure in measures.items() if not callable(measure)}:
@@ -154,7 +155,8 @@ class Runner:
         """
         with unchanged(self.pipeline), peak_memory() as memory:
             vars(self.pipeline).pop("encode_prompt", None)  # of caching()
-            generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=self._fewest, **self.call)
+            call = part_of(self.call, 0, 1, len(self.prompts))
+            generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=self._fewest, **call)
         models = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
         devices = {part: {p.device.type for p in part.parameters()} for part in models}
         here = devices[getattr(self.pipeline, self.part)]
@@ -193,15 +195,24 @@ class Runner:
     def _record(self) -> None:
         """Record the dense model's calls in one step of one image: each variant is checked and timed on the first.
 
-        Runs the fewest steps that the scheduler can do: some fail with one, or give NaN.
+        Runs the fewest steps that the scheduler can do and that call the component: some fail with one, or give NaN;
+        a strength below 1 leaves none of it, and the second transformer of Wan 2.2 begins later.
+
+        Raises:
+            ValueError: The component is not called at all.
         """
-        decode = is_codec(self.pipeline, self.part)
+        decode, call = is_codec(self.pipeline, self.part), part_of(self.call, 0, 1, len(self.prompts))
         for steps in sorted({*(n for n in (1, 2, 4) if n < self.steps), self.steps}):
             with contextlib.suppress(*[Exception] * (steps < self.steps)):
-                with record_calls(self.pipeline, None, at=None if decode else (0,), component=self.part) as calls:
-                    generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=steps, decode=decode, **self.call)
-                self._calls, self._fewest = calls, steps
-                break
+                with record_calls(self.pipeline, None, component=self.part) as calls:
+                    generate(self.pipeline, self.prompts[:1], self.seeds[:1], steps=steps, decode=decode, **call)
+                if calls:
+                    self._calls = calls if decode else [call for call in calls if call.step == calls[0].step]
+                    self._fewest = steps
+                    break
+        if not self._calls:
+            wrong = f"component={self.part!r} is not called in {self.steps} steps of {type(self.pipeline).__name__}"
+            raise ValueError(f"{wrong}. Allowed: a component that these images need")
         self.tick()
 
     def _repeat(self, model: nn.Module) -> torch.Tensor:

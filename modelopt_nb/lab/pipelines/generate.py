@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import re
 from collections.abc import Generator
 from numbers import Integral
 from typing import Any
@@ -15,6 +16,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from modelopt_nb.lab.pipelines.load import check_pipeline, unchanged
 from modelopt_nb.lab.pipelines.prompts import Prompts, Seeds, prompts_and_seeds
 
+PER_PROMPT = re.compile(r"(^|_)(prompt|image|mask|video)(_|$)")  # arguments that can have one entry for each prompt
 RESERVED = {"prompt", "generator", "output_type", "num_images_per_prompt"}  # arguments that generate() sets itself
 
 
@@ -32,7 +34,8 @@ def generate(
             understood, too.
         batch_size: Images per call of the pipeline.
         decode: False skips decoding if the pipeline can return latents, and returns an empty list.
-        call: Further arguments of the pipeline, such as ``guidance_scale`` or ``callback_on_step_end``. Without
+        call: Further arguments of the pipeline, such as ``guidance_scale``, ``image`` or ``callback_on_step_end``. A
+            list of texts, images or masks that is as long as the prompts has one for each. Without
             ``height`` and ``width``, images have the size that the model was trained for (:func:`native_size`).
 
     Returns:
@@ -44,6 +47,7 @@ def generate(
     """
     texts, numbers = prompts_and_seeds(prompts, seeds)
     steps = check_counts(pipeline, steps, call, batch_size)
+    check_call(pipeline, call, len(texts))
     pipe: Any = pipeline  # Diffusers' base class has no __call__
     options: dict[str, Any] = {} if call.keys() & {"height", "width"} else {**native_size(pipe)}
     if decode or "output_type" in inspect.signature(pipe.__call__).parameters:
@@ -56,7 +60,8 @@ def generate(
         for i in range(0, len(texts), batch_size):
             batch = texts[i : i + batch_size]
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in numbers[i : i + batch_size]]
-            result = pipe(prompt=batch, generator=generators, num_inference_steps=steps, **options, **call)
+            given = {**options, **part_of(call, i, i + len(batch), len(texts))}
+            result = pipe(prompt=batch, generator=generators, num_inference_steps=steps, **given)
             values = next((getattr(result, kind) for kind in ("images", "frames") if hasattr(result, kind)), ())
             for prompt, value in zip(batch, values, strict=False):
                 if not (value.isfinite() if isinstance(value, torch.Tensor) else np.isfinite(value)).all():
@@ -92,6 +97,29 @@ def check_counts(pipeline: Any, steps: int | None, call: dict[str, Any], batch_s
         if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= (most or int(value)):
             raise ValueError(f"{name}={value!r} is not allowed. Allowed: 1 to {most or 'any whole number'}")
     return int(given[0])
+
+
+def part_of(call: dict[str, Any], start: int, end: int, prompts: int) -> dict[str, Any]:
+    """Return ``call`` for the prompts from ``start`` to ``end``, of lists with an entry per prompt those entries."""
+    own = {name for name, value in call.items() if PER_PROMPT.search(name) and isinstance(value, list)}
+    return {n: v[start:end] if n in own and len(v) == prompts else v for n, v in call.items()}
+
+
+def check_call(pipeline: Any, call: dict[str, Any], prompts: int) -> None:
+    """Raise TypeError for arguments that the pipeline lacks, or sound; ValueError for lists of another length."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    name, taken = type(pipeline).__name__, {p.name for p in parameters.values() if p.kind != p.VAR_KEYWORD}
+    if sound := sorted(n for n in taken if n.startswith("audio_") and not taken & {"height", "num_frames"}):
+        raise TypeError(f"pipeline={name} makes sound ({sound[0]}). Allowed: pipelines that make images or videos")
+    if (passes_on := len(taken) < len(parameters)) and "prompt" in taken:
+        taken |= {"callback", "callback_steps"}  # all that Diffusers' pipelines take by **kwargs; others they ignore
+    if ("prompt" in taken or not passes_on) and (unknown := sorted({"prompt", *call} - taken)):
+        raise TypeError(f"{', '.join(unknown)} is no argument of {name}. Allowed: {', '.join(sorted(taken))}")
+    for key, value in call.items():
+        if PER_PROMPT.search(key) and isinstance(value, list) and "prompt" in key and len(value) != prompts:
+            raise ValueError(
+                f"{key} has {len(value)} entries for {prompts} prompts. Allowed: one text, or one for each"
+            )
 
 
 def native_size(pipeline: Any) -> dict[str, int]:

@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
+import importlib
 import inspect
 import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from modelopt_nb import enable
 from modelopt_nb.lab.pipelines.prompts import DATA
 
 EMBEDDED = DATA / "emoji-sana"
@@ -25,7 +27,7 @@ def load_pipeline(
     name_or_path: str | Path | None = None, *, dtype: torch.dtype | None = None,
     device: str | torch.device | None = None, **options: Any,
 ) -> DiffusionPipeline:  # fmt: skip
-    """Load a Diffusers pipeline; the embedded one by default.
+    """Load a Diffusers pipeline, dense or packed; the embedded one by default. Calls :func:`enable`.
 
     Args:
         name_or_path: A pipeline folder, or a hub id such as ``Efficient-Large-Model/Sana_600M_1024px_diffusers``.
@@ -36,6 +38,8 @@ def load_pipeline(
 
     Raises:
         FileNotFoundError: A path that is not a pipeline folder.
+        OSError: A hub id that cannot be read, or a damaged ``model_index.json``.
+        ValueError: A class that the installed libraries do not have.
     """
     path = Path(EMBEDDED if name_or_path is None else name_or_path)
     hub_id = len(path.parts) == 2 and not path.is_absolute() and not str(name_or_path).startswith(".")
@@ -43,11 +47,30 @@ def load_pipeline(
         wrong = f"name_or_path={str(path)!r} is not a pipeline folder: it has no model_index.json"
         allowed = "a folder saved by save_pretrained, a hub id 'owner/name', or None for the embedded pipeline"
         raise FileNotFoundError(f"{wrong}. Allowed: {allowed} (in the repository's data/)")
+    check_classes(path if path.exists() else str(name_or_path), options)
+    enable()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     with torch.random.fork_rng([]), no_loading_bars() if path.exists() else contextlib.nullcontext():
         source = path if path.exists() else str(name_or_path)
         return DiffusionPipeline.from_pretrained(source, dtype=dtype, **options).to(device)
+
+
+def check_classes(source: str | Path, options: Mapping[str, Any]) -> None:
+    """Raise ValueError if ``model_index.json`` of a folder or hub id names a class that is not installed."""
+    hub = "cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"
+    index: Any = DiffusionPipeline.load_config(source, **{name: options[name] for name in hub if name in options})
+    own = [] if "custom_pipeline" in options else [("the pipeline", ["diffusers", index.get("_class_name")])]
+    for name, found in own + [item for item in index.items() if item[0] not in options]:
+        library, cls = found if isinstance(found, list) and len(found) == 2 else (None, None)
+        if library not in ("diffusers", "transformers") or not cls:
+            continue  # a value, or a class in a file of the repository
+        module = importlib.import_module(library)
+        if not isinstance(cls, str) or not hasattr(module, cls):
+            wrong = (
+                f"name_or_path={str(source)!r}: {name} is a {cls!r}, which {library} {module.__version__} does not have"
+            )
+            raise ValueError(f"{wrong}. Allowed: its classes; upgrade {library}, or load another model")
 
 
 def is_embedded(pipeline: DiffusionPipeline) -> bool:

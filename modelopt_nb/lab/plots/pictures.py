@@ -8,19 +8,32 @@ from matplotlib.figure import Figure
 from modelopt_nb.lab.compare.results import Comparison
 from modelopt_nb.lab.plots.style import PLAIN, frame_of, image_axes, label_row, median_db
 
+FRAMES = 4  # of a video in a grid
+
+
+def strip_of(image: np.ndarray) -> np.ndarray:
+    """Return the image (height, width, 3), or :data:`FRAMES` frames of a video (frames, height, width, 3) in a row."""
+    if image.ndim == 3:
+        return image
+    chosen = np.unique(np.linspace(0, len(image) - 1, FRAMES).round().astype(int))
+    return np.concatenate(list(image[chosen]), axis=1)
+
 
 def plot_grid(comparison: Comparison, rows: int | None = None) -> Figure:
     """Plot the images of a comparison: a row per prompt, or per each of the first ``rows``, and a column per variant.
 
-    The captions have the component's MiB and the PSNR against dense in dB. Of videos, the middle frame is shown.
+    The captions have the component's MiB and the PSNR against dense in dB. Of a video, a strip of ``FRAMES`` frames from
+    the first to the last is shown.
     """
     prompts, variants = comparison.prompts[:rows], comparison.variants
     figure, axes = image_axes(len(prompts), len(variants))
+    if variants[0].images[0].ndim == 4:
+        figure.set_figwidth(2 * figure.get_figwidth())
     for column, variant in enumerate(variants):
         title = f"{variant.name}\n{variant.weights.mib:.1f} MiB, {median_db(variant.psnr)}"
         axes[0, column].set_title(title, fontsize=8, **PLAIN)
         for row in range(len(prompts)):
-            axes[row, column].imshow(frame_of(variant.images[row]))
+            axes[row, column].imshow(strip_of(variant.images[row]))
             if variant.psnr:
                 axes[row, column].set_xlabel(f"{variant.psnr[row]:.1f} dB", fontsize=6, labelpad=2)
     for row, prompt in enumerate(prompts):

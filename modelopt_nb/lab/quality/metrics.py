@@ -27,7 +27,7 @@ def _check_pair(image: np.ndarray, reference: np.ndarray) -> None:
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """Compute the peak signal-to-noise ratio in dB, ``inf`` for equal images.
+    """Compute the peak signal-to-noise ratio in dB, ``inf`` for equal images; for videos the mean over unequal frames.
 
     Both are uint8 (height, width, 3), or (frames, height, width, 3), of equal shape; others raise ValueError.
 
@@ -36,6 +36,9 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     _check_pair(image, reference)
     if np.array_equal(image, reference):
         return float("inf")
+    if image.ndim == 4:
+        frames = zip(image, reference, strict=True)
+        return float(np.mean([psnr(a, b) for a, b in frames if not np.array_equal(a, b)]))
     return float(peak_signal_noise_ratio(reference, image, data_range=255))
 
 

@@ -10,6 +10,8 @@ from modelopt_nb.upstream.repairs.calibrated_scales import CalibratedScales
 from modelopt_nb.upstream.repairs.config_class import ConfigClass
 from modelopt_nb.upstream.repairs.histogram_mse import HistogramMse
 from modelopt_nb.upstream.repairs.nf4_read_back import Nf4ReadBack
+from modelopt_nb.upstream.repairs.nf4_rounding import Nf4Rounding
+from modelopt_nb.upstream.repairs.nvfp4_rounding import Nvfp4Rounding
 from modelopt_nb.upstream.repairs.pack_while_loading.repair import PackWhileLoading, model_classes
 from modelopt_nb.upstream.repairs.packed_modules import PackedModules
 from modelopt_nb.upstream.repairs.restore_from_config import RestoreFromConfig
@@ -21,6 +23,8 @@ __all__ = [
     "ConfigClass",
     "HistogramMse",
     "Nf4ReadBack",
+    "Nf4Rounding",
+    "Nvfp4Rounding",
     "PackWhileLoading",
     "PackedModules",
     "Repair",

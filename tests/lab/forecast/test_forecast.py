@@ -15,8 +15,18 @@ from modelopt_nb.lab.forecast.meta import _build, _representatives
 from tests.architectures import build
 
 ENTRIES = {name: json.loads((SHIPPED / f"{name}.json").read_text()) for name in architectures()}
-#: Bytes measured once by packing bfloat16 models of full size with random weights; `make bench` repeats it.
+#: Bytes measured once by packing bfloat16 models of full size with random weights: measure.py does it again.
 MEASURED = {
+    "Sana-0.6B": {
+        "FP8": 592478900, "FP8 channel": 593729344, "FP8 block": 694623808, "INT8": 592478900,
+        "INT8 channel": 593729344, "INT8 block": 694623808, "INT4": 446307904, "INT4 block": 335994688,
+        "NVFP4": 335995832, "NVFP4 block": 335995832, "NF4": 308489650, "NF4 double block": 317715390,
+    },
+    "SD3.5-medium": {
+        "FP8": 2697505936, "FP8 channel": 2699990400, "FP8 block": 2732630400, "INT8": 2697505936,
+        "INT8 channel": 2699990400, "INT8 block": 2732630400, "INT4": 1611768192, "INT4 block": 1716849024,
+        "NVFP4": 1716850588, "NVFP4 block": 1716850588, "NF4": 1612042622, "NF4 double block": 1647343214,
+    },
 }  # fmt: skip
 
 #: Two blocks of these have all kinds of layers.

@@ -80,6 +80,20 @@ def verify_config(folder: Path) -> None:
         _verify_file(path, entry)
 
 
+def verify_cached_config(repo: str, options: Mapping[str, Any]) -> None:
+    """Verify the ``config.json`` of a hub id in the hub's cache, as :func:`verify_config` does, if it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, path = "/".join(filter(None, (options.get("subfolder"), "config.json"))), None
+    with contextlib.suppress(ValueError):  # not the form of a hub id
+        path = try_to_load_from_cache(repo, name, options.get("cache_dir"), options.get("revision"))
+    if isinstance(path, str):
+        folder = Path(path).parent
+        if b'"modelopt"' in Path(path).read_bytes() and not (folder / MANIFEST).exists():
+            _fetch(folder / MANIFEST)
+        verify_config(folder)
+
+
 def _verify_pickle(path: Path) -> None:
     """Refuse ModelOpt's own state file if torch's weights-only unpickler does; nothing here uses its contents."""
     try:

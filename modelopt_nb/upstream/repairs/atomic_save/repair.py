@@ -15,7 +15,14 @@ from torch import nn
 
 from modelopt_nb.upstream.layers import has_packed_layers
 from modelopt_nb.upstream.repairs.atomic_save.atomic_folder import atomic_folder, load_whole, manifests
-from modelopt_nb.upstream.repairs.atomic_save.manifest import HUB, verify, verify_config, write_manifest
+from modelopt_nb.upstream.repairs.atomic_save.manifest import (
+    HUB,
+    CheckpointError,
+    verify,
+    verify_cached_config,
+    verify_config,
+    write_manifest,
+)
 from modelopt_nb.upstream.repairs.base import Patch, Repair
 from modelopt_nb.upstream.repairs.pack_while_loading.described import check_described, says_packed
 from modelopt_nb.upstream.repairs.pack_while_loading.diffusers_quantizer import DiffusersQuantizer
@@ -104,7 +111,12 @@ def _whole(original: Callable[..., Any]) -> Callable[..., Any]:
         token = HUB.set({**(HUB.get() or {}), **hub})
         try:
             if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
-                return original(cls, *args, **kwargs)
+                try:
+                    return original(cls, *args, **kwargs)
+                except Exception as error:
+                    if not isinstance(error, CheckpointError) and isinstance(source, str):
+                        verify_cached_config(source, kwargs)  # which would explain it better
+                    raise
             folder = Path(source, kwargs.get("subfolder") or "")
             return load_whole(folder, lambda: verify_config(folder) or original(cls, *args, **kwargs))
         finally:

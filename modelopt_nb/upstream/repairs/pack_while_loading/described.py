@@ -47,6 +47,11 @@ def check_described(name: str, model: Any) -> None:
         if said != config.to_dict():
             wrong = f"{name}: its config has another quantization_config, quant_type={said.get('quant_type')!r}"
             raise ValueError(f"{wrong}. Allowed: that of its hf_quantizer; dequantize() makes it dense")
+    if adapted := [n for n, _ in model.named_modules() if n.endswith(".base_layer")]:
+        wrong = f"{name} has an adapter in {adapted[0].removesuffix('.base_layer')}, and would not load"
+        raise ValueError(
+            f"{wrong}. Allowed: save_lora_adapter() for the adapter, then unload_lora() and save_pretrained()"
+        )
     planned: dict[str, tuple[int, ...]] = {}
     tensors = {n: t for n, t in model.state_dict().items() if "_quantizer." not in n}
     with quiet(), torch.random.fork_rng([]), init_empty_weights():

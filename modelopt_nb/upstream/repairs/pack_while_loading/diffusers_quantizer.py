@@ -64,11 +64,19 @@ class DiffusersQuantizer(NVIDIAModelOptQuantizer):
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        names, files = getattr(self, "_checkpoint", ([], []))
+        if not hasattr(self, "_checkpoint"):  # from_single_file, which calls every checkpoint quantized
+            self.pre_quantized, self._checkpoint = False, ([], [])
+        names, files = self._checkpoint
         self.packer = self.packer_class(self.quantization_config, model, files, self.pre_quantized)
         model.register_to_config(quantization_config=self.quantization_config)
         if self.pre_quantized:
             self.packer.expect(files, names)
+
+    def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        packed = next((name for name in state_dict if "_quantizer." in name), None)
+        if packed and not hasattr(self, "_checkpoint"):  # from_single_file, which names no files
+            raise ValueError(f"the file is of a packed model: it has {packed}. Allowed: from_pretrained of its folder")
+        return state_dict
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Any, param_name: str, *args: Any, **kwargs: Any
