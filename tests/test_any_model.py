@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import inspect
 import io
 import subprocess
@@ -14,11 +15,14 @@ from typing import Any
 import diffusers
 import matplotlib.pyplot as plt
 import nbformat
+import pandas as pd
 import pytest
 
+import modelopt_nb
 from tests.lab import small_pipelines
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ALGORITHM_TABLE = modelopt_nb.algorithm_table
 FAMILIES = ("sd3", "flux", "sdxl", "wan")
 #: Sizes that are the pipeline's own default and too large for a test.
 SIZES = {
@@ -63,6 +67,11 @@ def run_here(command: list[str], **options: Any) -> subprocess.CompletedProcess[
     return subprocess.CompletedProcess(command, int(bool(errors.getvalue())), "", errors.getvalue())
 
 
+@functools.cache  # it says the same for each model
+def algorithm_table(**options: Any) -> pd.DataFrame:
+    return ALGORITHM_TABLE(**options)
+
+
 def show(value: Any) -> None:
     """Ask for the text and the HTML that a notebook would show."""
     repr(value)
@@ -73,6 +82,7 @@ def show(value: Any) -> None:
 def test_runs_on_another_model(model, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", run_here)
+    monkeypatch.setattr(modelopt_nb, "algorithm_table", algorithm_table)
     plt.switch_backend("agg")
     names: dict[str, Any] = {}
     for cell in nbformat.read(path, as_version=4).cells:
