@@ -30,6 +30,7 @@ from .lab.layers.kinds import KINDS as KINDS
 from .lab.layers.select import layer_frame as layer_frame
 from .lab.layers.select import select as select
 from .lab.pipelines.generate import generate as generate
+from .lab.pipelines.load import get_component as get_component
 from .lab.pipelines.load import load_pipeline as load_pipeline
 from .lab.pipelines.prompts import load_prompts as load_prompts
 from .lab.plots.formats import plot_errors as plot_errors

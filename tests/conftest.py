@@ -19,8 +19,8 @@ CHROMIUM = next(
 
 #: The files that take longest, which start first, so that two workers end together.
 LONGEST = (
-    "00_start_here", "07_calibration", "06_layer_exclusion", "test_browser", "09_explorer", "08_save_and_load",
-    "test_runner", "test_workbench", "test_explorer", "test_unchanged", "test_calibrate", "test_dtypes",
+    "00_start_here", "07_calibration", "06_layer_exclusion", "test_browser", "09_explorer", "08_save_and_load", "test_any_model",
+    "test_loading_ways", "test_runner", "test_workbench", "test_explorer", "test_unchanged", "test_calibrate", "test_dtypes",
     "test_ways_of_use", "test_bit_allocation", "test_architectures", "test_seed", "test_atomic_folder",
 )  # fmt: skip
 

@@ -13,6 +13,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from tests.architectures import build
+
 
 def _words() -> transformers.PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "cat": 3, "dog": 4}, unk_token="<unk>"))
@@ -20,6 +22,15 @@ def _words() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128
     )
+
+
+def _characters() -> CLIPTokenizer:
+    with tempfile.TemporaryDirectory() as name:
+        folder, characters = Path(name), [chr(i) for i in range(33, 127)]
+        tokens = ["<|startoftext|>", "!", "<|endoftext|>", *(c + end for c in characters for end in ("", "</w>"))]
+        (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(tokens))}))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer(f"{folder}/vocab.json", f"{folder}/merges.txt", model_max_length=77)
 
 
 def _t5() -> transformers.T5EncoderModel:
@@ -37,12 +48,7 @@ def _vae(channels: int = 4, **options: float) -> diffusers.AutoencoderKL:
 def stable_diffusion(scheduler: Any = None, unet: Any = None) -> Any:
     """Stable Diffusion; by default with PNDM and its prk steps, which needs four steps."""
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder, characters = Path(name), [chr(i) for i in range(33, 127)]
-        tokens = ["<|startoftext|>", "!", "<|endoftext|>", *(c + end for c in characters for end in ("", "</w>"))]
-        (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(tokens))}))
-        (folder / "merges.txt").write_text("#version: 0.2\n")
-        tokenizer = CLIPTokenizer(f"{folder}/vocab.json", f"{folder}/merges.txt", model_max_length=77)
+    tokenizer = _characters()
     config = transformers.CLIPTextConfig(
         bos_token_id=0, eos_token_id=2, hidden_size=32, intermediate_size=37, num_attention_heads=4,
         num_hidden_layers=1, pad_token_id=1, vocab_size=1000,
@@ -212,3 +218,71 @@ SMALL = {
     "Mochi": (mochi, 4, {"height": 16, "width": 16, "num_frames": 7, "max_sequence_length": 16}),
     "Qwen-Image": (qwen_image, 3, {"height": 32, "width": 32, "max_sequence_length": 16}),
 }  # fmt: skip
+
+
+def _clip(tokenizer: CLIPTokenizer, kind: Any = transformers.CLIPTextModel) -> Any:
+    config = transformers.CLIPTextConfig(
+        bos_token_id=0, eos_token_id=2, hidden_size=64, intermediate_size=128, num_attention_heads=4, pad_token_id=1,
+        num_hidden_layers=2, projection_dim=64, vocab_size=len(tokenizer), hidden_act="gelu",
+    )  # fmt: skip
+    return kind(config).eval()
+
+
+def sd3() -> Any:
+    """Stable Diffusion 3."""
+    torch.manual_seed(0)
+    tokenizer, t5 = _characters(), transformers.T5Config(vocab_size=1000, d_model=128, d_ff=128, num_layers=1, d_kv=32)
+    encoder = transformers.CLIPTextModelWithProjection
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=2, joint_attention_dim=128,
+        caption_projection_dim=128, pooled_projection_dim=128, pos_embed_max_size=16, num_attention_heads=4,
+        attention_head_dim=32,
+    ).eval()  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=_vae(shift_factor=0.1),
+        text_encoder=_clip(tokenizer, encoder), tokenizer=tokenizer, text_encoder_2=_clip(tokenizer, encoder),
+        tokenizer_2=tokenizer, text_encoder_3=transformers.T5EncoderModel(t5).eval(), tokenizer_3=_words(),
+    )  # fmt: skip
+
+
+def flux() -> Any:
+    """FLUX.1."""
+    torch.manual_seed(0)
+    tokenizer, t5 = _characters(), transformers.T5Config(vocab_size=1000, d_model=128, d_ff=128, num_layers=1, d_kv=32)
+    return diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=_vae(shift_factor=0.0, scaling_factor=1.0),
+        text_encoder=_clip(tokenizer), tokenizer=tokenizer, text_encoder_2=transformers.T5EncoderModel(t5).eval(),
+        tokenizer_2=_words(), transformer=build("FLUX")[0].eval(),
+    )  # fmt: skip
+
+
+def sdxl() -> Any:
+    """Stable Diffusion XL."""
+    torch.manual_seed(0)
+    tokenizer = _characters()
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=128, attention_head_dim=(2, 4), use_linear_projection=True, norm_num_groups=8,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64 + 6 * 8,
+    ).eval()  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        vae=_vae(), text_encoder=_clip(tokenizer), tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
+        text_encoder_2=_clip(tokenizer, transformers.CLIPTextModelWithProjection),
+        scheduler=diffusers.EulerDiscreteScheduler(), add_watermarker=False,
+    )  # fmt: skip
+
+
+def wan() -> Any:
+    """Wan 2.1, text to video."""
+    torch.manual_seed(0)
+    config = transformers.UMT5Config(vocab_size=1000, d_model=128, d_ff=128, num_layers=1, num_heads=4, d_kv=32)
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    ).eval()  # fmt: skip
+    return diffusers.WanPipeline(
+        transformer=build("Wan")[0].eval(), vae=vae, scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True
+        ), text_encoder=transformers.UMT5EncoderModel(config).eval(), tokenizer=_words(),
+    )  # fmt: skip

@@ -135,6 +135,7 @@ STILL = {
     "afford": lambda p: nb.afford([p.unet], ["8 GiB"]),
     "architectures": lambda p: nb.architectures(),
     "plot_afford": lambda p: nb.plot_afford(pd.DataFrame({"8 GiB": ["FP8, offloaded", "no"]})),
+    "get_component": lambda p: nb.get_component(p, "vae"),
     "load_pipeline": lambda p: nb.load_pipeline(device="cpu"),
     "load_prompts": lambda p: nb.load_prompts("show"),
     "load_classifier": lambda p: nb.load_classifier(),

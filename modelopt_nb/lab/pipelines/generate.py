@@ -30,7 +30,8 @@ def generate(
         pipeline: Any text-to-image or text-to-video pipeline.
         prompts: One or more prompts, in a list or array, or a frame with a column ``prompt`` (and ``seed``).
         seeds: One per prompt, or the first of consecutive ones. None: the frame's own, or 0, 1, 2 and so on.
-        steps: Denoising steps, 20 by default; Diffusers' name ``num_inference_steps`` is understood, too.
+        steps: Denoising steps, by default as many as the pipeline's own; Diffusers' name ``num_inference_steps`` is
+            understood, too.
         batch_size: Images per call of the pipeline.
         decode: False skips decoding if the pipeline can return latents, and returns an empty list.
         call: Further arguments of the pipeline, such as ``guidance_scale``, ``image`` or ``callback_on_step_end``. A
@@ -72,13 +73,17 @@ def generate(
 
 
 def check_counts(pipeline: Any, steps: int | None, call: dict[str, Any], batch_size: int = 1) -> int:
-    """Return the number of steps: ``steps``, or ``num_inference_steps``, which is taken out of ``call``, or 20.
+    """Return the number of steps: ``steps``, or ``num_inference_steps``, which is taken out of ``call``.
+
+    By default the pipeline's own, or 20.
 
     Raises TypeError for a model in the place of a pipeline, ValueError for a number of steps that the scheduler does
     not have, a batch size below 1, arguments that :func:`generate` sets, a scheduler whose noise cannot be seeded.
     """
     check_pipeline(pipeline)
-    given = [n for n in (steps, call.pop("num_inference_steps", None)) if n is not None] or [20]
+    own = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
+    default = own.default if own and isinstance(own.default, int) else 20
+    given = [n for n in (steps, call.pop("num_inference_steps", None)) if n is not None] or [default]
     if len(given) > 1:
         raise ValueError(f"steps={given[0]!r} and num_inference_steps={given[1]!r} mean the same. Allowed: one of them")
     if taken := sorted(call.keys() & RESERVED):

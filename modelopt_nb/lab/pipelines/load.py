@@ -103,6 +103,11 @@ def component_name(pipeline: DiffusionPipeline, component: str | None = None) ->
     return name
 
 
+def get_component(pipeline: DiffusionPipeline, component: str | None = None) -> nn.Module:
+    """Return a model of a pipeline, by default the transformer or UNet. Raises TypeError, ValueError."""
+    return getattr(pipeline, component_name(pipeline, component))
+
+
 def check_pipeline(pipeline: object) -> None:
     """Raise TypeError for a model in the place of its pipeline, or something else."""
     if isinstance(pipeline, nn.Module) or not callable(pipeline):

@@ -163,7 +163,9 @@ class Explorer(BackgroundWidget):
         self._show(tiles)
         self._shown = tiles
         if not any(request == before and len(tiles) == len(then) for before, then in self.runs):
-            self.runs.append((request, [replace(tile, png=b"") for tile in tiles]))  # the workbench caches the images
+            self.runs.append(
+                (request, [replace(tile, png=b"", frames=None) for tile in tiles])
+            )  # the workbench caches the images
             self.history = [*self.history, *self._rows(len(self.runs))]
         self.message = message
 
@@ -197,7 +199,14 @@ class Explorer(BackgroundWidget):
         return runs_frame(self.runs)
 
     def table(self) -> Table:
-        """Return :attr:`frame` for reading: rounded, with the machine in the caption, without the times."""
+        """Return :attr:`frame` for reading: rounded, with the machine in the caption, without the times.
+
+        Raises ValueError before the first run; if that failed, with its message.
+        """
+        if not self.runs:
+            raise ValueError(
+                f"There is no run to show. Allowed: after run() and wait(). The last message: {self.message}"
+            )
         frame = self.frame.set_index("run")
         shown = [name for name in self.columns if name in frame.columns and name not in TIMINGS]
         return Table(frame[shown], self.about)

@@ -1,5 +1,6 @@
 """Python that generates a chosen image without the widgets."""
 
+import inspect
 import os
 from collections.abc import Sequence
 
@@ -73,4 +74,6 @@ def _generate(pipeline: DiffusionPipeline, request: Request) -> list[str]:
     arguments = {"num_inference_steps": request.steps, **guidance, **native_size(pipeline)}
     generator = f"    generator=[torch.Generator().manual_seed({request.seed})],"
     options = (f"    {name}={value!r}," for name, value in arguments.items())
-    return ["image = pipeline(", f"    {request.prompt!r},", generator, *options, ").images[0]"]
+    result = "frames" if "num_frames" in inspect.signature(type(pipeline).__call__).parameters else "images"
+    name = {"frames": "video", "images": "image"}[result]
+    return [f"{name} = pipeline(", f"    {request.prompt!r},", generator, *options, f").{result}[0]"]

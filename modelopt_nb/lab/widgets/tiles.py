@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,18 +29,24 @@ class Tile:
     name: str
     png: bytes
     numbers: dict[str, Any]
+    frames: np.ndarray | None = field(default=None, repr=False, compare=False)  # of a video
 
     @classmethod
     def of(cls, name: str, image: np.ndarray, numbers: dict[str, Any]) -> "Tile":
         """Encode a uint8 image (height, width, 3), or the middle frame of a video."""
         file = io.BytesIO()
         Image.fromarray(frame_of(image)).save(file, "png", compress_level=1)
-        return cls(name, file.getvalue(), numbers)
+        return cls(name, file.getvalue(), numbers, image if image.ndim == 4 else None)
 
     @property
     def picture(self) -> np.ndarray:
         """The image, uint8 (height, width, 3)."""
         return np.asarray(Image.open(io.BytesIO(self.png)))
+
+    @property
+    def whole(self) -> np.ndarray:
+        """The image, or all frames of the video."""
+        return self.picture if self.frames is None else self.frames
 
     def text(self, name: str) -> str:
         """Return a number as tables show it; empty if it was not measured."""

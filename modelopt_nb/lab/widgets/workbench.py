@@ -113,7 +113,7 @@ class Workbench:
                 if choice:
                     calls[:] = self.calibration.get(request.prompt, step) if choice.calibrates else []
                     config = choice.config(replay)
-                    reference = [self.pictures[request.key(None)].picture]
+                    reference = [self.pictures[request.key(None)].whole]
                 variant = runner.run(name, config, reference)
                 tile = Tile.of(name, variant.images[0], self._numbers(variant))
                 others = [key for key in self.pictures if key not in map(request.key, (None, *request.choices))]

@@ -53,13 +53,13 @@ def test_the_interval_is_where_the_likelihood_is_a_twentieth():
 
 
 @pytest.mark.parametrize(("images", "variants"), [(2, 1), (3, 1), (2, 3)])
-def test_a_guesser_who_stops_at_any_round_is_rarely_told_apart(images, variants):
+def test_a_guesser_who_stops_at_any_round_is_rarely_distinguishable(images, variants):
     """In games of up to 60 rounds a variant, with a look at every verdict after each answer."""
     games, rounds = 4000, 60
-    told = [[verdict(k, n, images, variants) == "distinguishable" for k in range(n + 1)] for n in range(rounds + 1)]
+    found = [[verdict(k, n, images, variants) == "distinguishable" for k in range(n + 1)] for n in range(rounds + 1)]
     right = (np.random.default_rng(0).random((games, variants, rounds)) < 1 / images).cumsum(axis=2)
     apart = np.zeros(games, dtype=bool)
     for n in range(1, rounds + 1):
-        apart |= np.array(told[n])[right[:, :, n - 1]].any(axis=1)
+        apart |= np.array(found[n])[right[:, :, n - 1]].any(axis=1)
         assert apart.mean() <= 0.05, f"false alarms within {n} rounds"
     assert apart.mean() > 0.002  # and it is a test
