@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from tests.record import strip
+from tests.within_a_tenth import TAG
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LONGEST = 15  # lines; a longer cell means that the package lacks a verb
@@ -35,6 +36,12 @@ def test_outputs_hold_no_errors_and_no_warnings(path):
 
 def test_no_output_is_noise(path):
     assert strip(nbformat.read(path, as_version=4)) == []
+
+
+def test_numbers_are_compared_within_a_tenth_only_after_activations_are_quantized(path):
+    for number, cell in enumerate(cells := code_cells(path)):
+        if TAG in cell.metadata.get("tags", []):
+            assert any("weight_only=False" in before.source for before in cells[: number + 1]), cell.id
 
 
 def test_every_cell_is_checked_by_nbval(path):

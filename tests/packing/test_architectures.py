@@ -35,5 +35,7 @@ def test_packed_after_and_while_loading(built, quant_type):
     assert report.packed_of_bf16 < (0.6 if eight_bits else 0.32)
     assert all(x.packed or len(x.reason) > 10 for x in report.layers)  # every dense layer has its reason
     after = type(model).from_pretrained(folder, dtype=torch.float32)
+    for tensor in (*after.parameters(), *after.buffers()):
+        tensor.data = tensor.data.clone()  # mapped from the file they lie unaligned, where some CPUs round differently
     assert quantize(after, config).layers == report.layers
     assert torch.equal(run(after, inputs), packed)
